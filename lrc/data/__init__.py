@@ -1,0 +1,7 @@
+"""Labelled images: CIFAR, the built-in shapes, or one's own arrays."""
+
+from lrc.data.cifar import cifar10, cifar100
+from lrc.data.images import Images, batches
+from lrc.data.shapes import shapes
+
+__all__ = ["Images", "batches", "cifar10", "cifar100", "shapes"]
