@@ -1,0 +1,175 @@
+"""What all attacks share: the model untouched and watched, images checked, gradients by the image."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lrc.attacks.balls import box, norms
+from lrc.attacks.losses import LOSSES, Loss, loss_function, margin
+from lrc.errors import InputError
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "Victim",
+    "ascent",
+    "attacked",
+    "box",
+    "check",
+    "input_gradient",
+    "laid_out_like",
+    "loss_function",
+    "margin",
+    "norms",
+    "untouched",
+]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with frozen parameters, and on leaving everything as it was.
+
+    Eval mode because examples are made so (paper, section 4) and because batch statistics would tie an image's
+    answer to its neighbours; frozen because a backward pass to the input alone costs a quarter less.
+    """
+    modes = {module: module.training for module in model.modules()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.eval()
+        for p in learning:
+            p.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for p in learning:
+            p.requires_grad_(True)
+
+
+class Victim(nn.Module):
+    """The model under attack: images to logits in at least float32, with an eye on what comes out.
+
+    Args:
+        model: images to logits (n, classes).
+        highest: the largest label that there is.
+    """
+
+    def __init__(self, model: nn.Module, *, highest: int) -> None:
+        super().__init__()
+        self.model, self.highest = model, highest
+        self.finite: Tensor | None = None
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+        z = self.model(x)
+        if self.finite is None:
+            self._inspect(z, len(x))
+            self.finite = torch.ones((), dtype=torch.bool, device=z.device)
+        z = z if z.dtype == torch.float64 else z.float()
+        self.finite &= z.detach().isfinite().all()
+        return z
+
+    @torch.no_grad()
+    def logits(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+        """Logits without a gradient."""
+        return self(x)
+
+    def _inspect(self, z: Tensor, n: int) -> None:
+        if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != n or z.shape[1] < 2:
+            what = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise InputError(f"the network must give logits (n, classes) of two classes or more, not {what}")
+        if self.highest >= z.shape[1]:
+            raise InputError(f"label {self.highest} where the network has classes 0..{z.shape[1] - 1}")
+
+
+@contextmanager
+def attacked(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float = 0.0,
+    target: Int[Tensor, "n"] | None = None,
+) -> Iterator[tuple[Victim, Tensor, Tensor]]:
+    """The model, images and labels as attacks work on them: checked, untouched, laid out for speed.
+
+    Args:
+        model, x, y, eps: as given to the attack.
+        target: in a targeted attack the class wanted for each image.
+
+    Yields:
+        The model as a `Victim`; the images, detached, 4-dimensional ones on the CPU as channels-last, in which
+        convolutions are up to five times faster; the labels (n,), or pairs of label and target (n, 2).
+
+    Raises:
+        InputError: as `check`; and at the first logits, a label or target that is no class of the network.
+
+    Warns:
+        RuntimeWarning: on leaving, if logits were not finite: such an image counts as fooled.
+    """
+    check(x, y, eps)
+    labels = y.to(x.device, torch.long)
+    if target is not None:
+        check(x, target, eps)
+        labels = torch.stack([labels, target.to(x.device, torch.long)], 1)
+    with torch.inference_mode(False), untouched(model):
+        x = x.clone() if x.is_inference() else x.detach()
+        if x.dim() == 4 and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        victim = Victim(model, highest=int(labels.amax()) if len(labels) else 0)
+        yield victim, x, labels
+    if victim.finite is not None and not victim.finite:
+        warnings.warn(
+            "the network gave NaN or infinite logits; such images count as fooled", RuntimeWarning, stacklevel=4
+        )
+
+
+def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "n"], eps: float) -> None:
+    """Raises `InputError` for images outside [0, 1], NaN or in half precision, impossible labels, a bad eps."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"images must be float32 or float64, not {x.dtype}: for half precision run under torch.autocast"
+        )
+    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
+        raise InputError(
+            f"images must lie in [0, 1], these in [{x.amin():g}, {x.amax():g}]: divide by 255, "
+            "and put normalization inside the model (lrc.models.Normalize)"
+        )
+    if len(x) != len(y):
+        raise InputError(f"{len(x)} images with {len(y)} labels: give one label an image")
+    if len(y) and y.amin() < 0:
+        raise InputError(f"labels must be >= 0, not {y.amin()}: number the classes from 0")
+    if not 0 <= eps < torch.inf:
+        raise InputError(f"eps must be >= 0 and finite, in units of a pixel in [0, 1] (8/255, say), not {eps}")
+
+
+def ascent(
+    victim: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss
+) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"], Float[Tensor, "n classes"]]:
+    """Gradient by x of each image's own loss, whatever else is in the batch; the losses; the logits.
+
+    Where the logits do not depend on x in a way that can be differentiated the gradient is 0.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        z = victim(x)
+        values = loss(z if z.dtype == torch.float64 else z.float(), y)
+        if not values.requires_grad:
+            return torch.zeros_like(x), values, z
+        (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True, materialize_grads=True)
+    return gradient, values.detach(), z.detach()
+
+
+def input_gradient(
+    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss
+) -> Float[Tensor, "n *shape"]:
+    """Gradient by x of the sum of the losses: each image's own gradient, whatever else is in the batch."""
+    return ascent(model, x, y, loss=loss)[0]
+
+
+def laid_out_like(x: Float[Tensor, "n *shape"], found: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+    """A copy of `found` in memory as x is, so that attacks are free to choose what is fast."""
+    return torch.empty_like(x).copy_(found.detach())

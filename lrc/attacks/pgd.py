@@ -1,0 +1,84 @@
+"""Projected gradient descent."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from lrc.attacks.balls import Ball, ball, unit
+from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like
+from lrc.attacks.losses import Loss, fooled, loss_function
+from lrc.attacks.streams import image_keys
+from lrc.errors import InputError
+
+
+def pgd(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float,
+    steps: int,
+    step: float | None = None,
+    norm: str = "linf",
+    loss: str | Loss = "ce",
+    random_start: bool = True,
+    restarts: int = 1,
+    target: Int[Tensor, "n"] | None = None,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """Images within eps of x on which the loss is large, found by `steps` projected gradient steps.
+
+    Args:
+        model: images in [0, 1] to logits (n, classes). It is run in eval mode, whatever its mode, and left as it was.
+        x: images in [0, 1], float32 or float64.
+        y: true labels, in range(classes).
+        eps: radius of the ball, in units of a pixel in [0, 1] (8/255, say).
+        steps: number of gradient steps.
+        step: length of one step, in the units of eps; 2.5 eps / steps by default (Madry et al., 2018).
+        norm: "linf" (steps along the sign of the gradient) or "l2" (along the gradient, scaled to length one an image).
+        loss: "ce", "margin" (Carlini & Wagner), "dlr" (Croce & Hein), or a function (logits, y) -> (n,); in a
+            targeted attack its y (n, 2) are pairs of label and target.
+        random_start: start at a uniformly random point of the ball instead of at x.
+        restarts: number of runs; a further one is made, from another random start, for images that are not yet fooled.
+        target: the class that each image is to be taken for; absent, any but its own.
+        generator: of the random starts, on any device; each image's depends on it and on the image alone
+            (`lrc.attacks.streams`). Absent, every call draws anew.
+
+    Returns:
+        The last iterate of the last run made, in the ball and in [0, 1] to the last bit, on the device of x.
+
+    Raises:
+        InputError: x not in [0, 1] or in half precision, labels out of range, eps negative, steps < 0,
+            restarts < 1, an unknown norm or loss.
+
+    Warns:
+        RuntimeWarning: the network gave NaN or infinite logits.
+
+    Source: Madry et al., *Towards deep learning models resistant to adversarial attacks* (2018), equation 2.1
+    and section 4.
+    """
+    if steps < 0:
+        raise InputError(f"steps must be >= 0, not {steps}")
+    if restarts < 1:
+        raise InputError(f"restarts must be >= 1, not {restarts}")
+    objective = loss_function(loss, targeted=target is not None)
+    length = 2.5 * eps / max(steps, 1) if step is None else step
+    with attacked(model, x, y, eps=eps, target=target) as (victim, images, labels):
+        balls = ball(images, eps, norm)
+        keys = image_keys(images, generator) if random_start else None
+        found = images.clone()
+        left = torch.arange(len(images), device=images.device)
+        for restart in range(restarts):
+            inside, goals = (balls, labels) if restart == 0 else (balls[left], labels[left])
+            start = inside.x if keys is None else inside.sample(keys[left], draw=2 * restart)
+            found[left] = _walk(victim, start, goals, inside=inside, steps=steps, step=length, loss=objective)
+            if restart + 1 < restarts:
+                left = left[~fooled(victim.logits(found[left]), goals)]
+    return laid_out_like(x, found)
+
+
+def _walk(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, steps: int, step: float, loss: Loss) -> Tensor:
+    for _ in range(steps):
+        gradient = input_gradient(victim, z, y, loss=loss)
+        z = inside.project(z + step * unit(gradient, inside.norm))
+    return z

@@ -1,0 +1,60 @@
+"""What a trained classifier says, and how often it is right."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from lrc.attacks.common import untouched
+from lrc.data import Images, batches
+
+__all__ = ["accuracy", "logits"]
+
+Attack = Callable[..., Tensor]
+"""`attack(model, x, y, *, generator) -> x_adv`: one of `lrc.attacks`, its options fixed by `functools.partial`."""
+
+
+def logits(
+    model: nn.Module,
+    images: Images,
+    *,
+    attack: Attack | None = None,
+    batch_size: int = 500,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n classes"]:
+    """Logits of all the images in their order, attacked first if an attack is given.
+
+    Args:
+        model: images in [0, 1] to logits; run in eval mode, and left as it was.
+        images: as many as fit in memory; they go to the device of the model batch by batch.
+        attack: an attack with its options fixed, or None.
+        batch_size: images at a time.
+        generator: of the attack's random choices.
+    """
+    device = next(model.parameters()).device
+    out = []
+    with untouched(model):
+        for x, y in batches(images, batch_size):
+            x, y = x.to(device), y.to(device)
+            if attack is not None:
+                x = attack(model, x, y, generator=generator)
+            with torch.no_grad():
+                out.append(model(x).float())
+    return torch.cat(out)
+
+
+def accuracy(
+    model: nn.Module,
+    images: Images,
+    *,
+    attack: Attack | None = None,
+    batch_size: int = 500,
+    generator: Generator | None = None,
+) -> float:
+    """Fraction of the images, attacked first if an attack is given, that the model classifies rightly; in [0, 1].
+
+    Args: as in `logits`.
+    """
+    z = logits(model, images, attack=attack, batch_size=batch_size, generator=generator)
+    return int((z.argmax(1).cpu() == images.y.cpu()).sum()) / len(images)
