@@ -1,0 +1,117 @@
+"""Pictures of what the package computes: each function draws on one Axes and returns it."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from scipy.cluster.hierarchy import dendrogram
+from torch import Tensor
+
+__all__ = ["curves", "images", "matrix", "rows", "tree"]
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+
+
+def matrix(
+    C: Float[Tensor, "classes classes"],
+    classes: Sequence[str],
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """C as a coloured matrix on the scale -1 to 1, its classes reordered and framed by `groups` where given."""
+    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    order = [i for group in groups for i in group] if groups is not None else list(range(len(classes)))
+    shown = ax.imshow(C.cpu().numpy()[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
+    ax.set_xticks(range(len(order)), [classes[i] for i in order], rotation=90)
+    ax.set_yticks(range(len(order)), [classes[i] for i in order])
+    ax.tick_params(length=0, labelsize="small")
+    first = 0
+    for group in groups or []:
+        corner, size = first - 0.5, len(group)
+        ax.add_patch(Rectangle((corner, corner), size, size, fill=False, edgecolor="black", lw=1.5))
+        first += size
+    ax.figure.colorbar(shown, ax=ax, fraction=0.046, label="correlation of class rows")
+    ax.set_title(title)
+    return ax
+
+
+def tree(
+    linkage: Float[np.ndarray, "merges 4"],
+    classes: Sequence[str],
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Dendrogram of `lrc.tree(C)`; class names coloured by the true `groups` where given."""
+    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    dendrogram(
+        linkage,
+        labels=list(classes),
+        orientation="right",
+        ax=ax,
+        color_threshold=0,
+        above_threshold_color="0.3",
+    )
+    colour = {classes[i]: COLOURS[g % len(COLOURS)] for g, group in enumerate(groups or []) for i in group}
+    for label in ax.get_yticklabels():
+        label.set_color(colour.get(label.get_text(), "black"))
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_xlabel("distance 1 - C at which classes join")
+    ax.set_title(title)
+    return ax
+
+
+def images(
+    x: Float[Tensor, "n c h w"],
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Images in [0, 1] side by side, row by row, with an optional title under each row's images."""
+    n, _, h, w = x.shape
+    count = -(-n // columns)
+    ax = ax or plt.subplots(figsize=(1.1 * columns, 1.25 * count))[1]
+    gap, text = 2, 9 if titles is not None else 0
+    sheet = np.ones((count * (h + gap + text), columns * (w + gap), 3))
+    for i, image in enumerate(x.detach().float().cpu().permute(0, 2, 3, 1).numpy()):
+        top, left = i // columns * (h + gap + text), i % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = image
+        if titles is not None:
+            ax.text(left + w / 2, top + h + 1, titles[i], ha="center", va="top", fontsize=7)
+    ax.imshow(sheet, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def rows(W: Float[Tensor, "classes c h w"]) -> Float[Tensor, "classes c h w"]:
+    """Class rows of a linear map as images in [0, 1]: zero is grey, each row scaled by its own largest value."""
+    largest = W.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    return 0.5 + 0.5 * W / largest.clamp(min=1e-12)
+
+
+def curves(
+    series: Mapping[str, Sequence[float]],
+    *,
+    x: Sequence[float] | None = None,
+    xlabel: str = "epoch",
+    ylabel: str = "",
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """One line for each named series, over `x` (1, 2, ... by default)."""
+    ax = ax or plt.subplots(figsize=(5, 3.2))[1]
+    for name, values in series.items():
+        ax.plot(x if x is not None else range(1, len(values) + 1), values, marker=".", label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,284 @@
+"""Trained networks: each one a recipe, and for the shipped ones weights with the figures measured on them.
+
+`load` gives a shipped network; `obtain` gives any, and where it is not shipped trains it first, once on a machine;
+`make` remakes a shipped one.
+
+    >>> import lrc
+    >>> "cifar10-resnet8-at" in lrc.zoo.names()
+    True
+    >>> lrc.zoo.recipe("cifar10-resnet8-at")["objective"]["eps"]
+    '8/255'
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Generator, nn
+
+from lrc import data as datasets
+from lrc import objectives
+from lrc.attacks import pgd
+from lrc.clustering import class_correlation, contrast
+from lrc.data import Images
+from lrc.data.cache import folder as cache_folder
+from lrc.errors import InputError
+from lrc.evaluation import accuracy
+from lrc.linearization import linear_map
+from lrc.models import build
+from lrc.profiles import device
+from lrc.training import milestones, train
+
+__all__ = ["images", "info", "load", "make", "metrics", "names", "obtain", "recipe"]
+
+PACKAGE = Path(__file__).parent
+WEIGHTS = PACKAGE / "weights"
+EPS = 8 / 255
+
+Recipe = dict[str, Any]
+Change = Mapping[str, Mapping[str, Any]]
+"""Other values for some entries of a recipe, by section: {"training": {"seed": 1}}."""
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, as they stand in `recipes.toml`."""
+    return tomllib.loads((PACKAGE / "recipes.toml").read_text())
+
+
+def names() -> list[str]:
+    """Names of all the recipes; `info(name)["shipped"]` says whether weights come with the package."""
+    return list(recipes())
+
+
+def recipe(name: str, *, change: Change | None = None, limit: int | None = None) -> Recipe:
+    """The recipe called `name`: sections data, network, objective and training.
+
+    Args:
+        name: one of `names()`.
+        change: other values for some entries.
+        limit: for trials, at most so many images of each part, and one epoch.
+
+    Raises:
+        InputError: no recipe of that name, or no such section; the message lists those there are.
+    """
+    if name not in recipes():
+        raise InputError(f"the zoo has no {name!r}; there are {', '.join(names())}")
+    given: Recipe = {k: dict(v) if isinstance(v, dict) else v for k, v in recipes()[name].items()}
+    sections = [section for section, entries in given.items() if isinstance(entries, dict)]
+    for section, entries in (change or {}).items():
+        if section not in sections:
+            raise InputError(f"a recipe has no section {section!r}; there are {', '.join(sections)}")
+        given[section] |= entries
+    if limit is not None:
+        given["data"]["limit"] = limit
+        given["training"] |= {"epochs": 1, "batch_size": min(limit, given["training"]["batch_size"])}
+    return given
+
+
+def info(name: str) -> dict[str, Any]:
+    """Recipe of the network, and for a shipped one SHA-256 of the weights, figures, metrics by epoch, versions.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    made = WEIGHTS / f"{name}.json"
+    record = {"name": name, "recipe": recipe(name), "shipped": made.exists()}
+    return record | (json.loads(made.read_text()) if made.exists() else {})
+
+
+def load(name: str) -> nn.Module:
+    """The shipped network called `name`, in eval mode, on the CPU, in float32.
+
+    Raises:
+        InputError: an unknown name, a recipe whose weights are not shipped, or weights that are not those recorded.
+    """
+    record = info(name)
+    path = WEIGHTS / f"{name}.safetensors"
+    if not record["shipped"]:
+        raise InputError(f"the weights of {name!r} are not shipped: lrc.zoo.obtain({name!r}) trains them")
+    if sha256(path) != record["sha256"]:
+        raise InputError(f"{path} is not the file that was recorded: install the package again")
+    return _restore(record["recipe"], path)
+
+
+def obtain(name: str, *, change: Change | None = None, limit: int | None = None, progress: bool = False) -> nn.Module:
+    """The network called `name`, in eval mode, on `lrc.profiles.device()`: shipped, or trained now and kept in the cache.
+
+    What is kept goes by the recipe and by the code that trains: a change of either trains anew. Two processes that
+    want the same network train it once. `metrics` gives the curves of either kind.
+
+    Args:
+        name, change, limit: as in `recipe`; what is changed or limited is never shipped.
+        progress: show a progress bar.
+    """
+    wanted = recipe(name, change=change, limit=limit)
+    if wanted == recipe(name) and info(name)["shipped"]:
+        return load(name).to(device())
+    place = _kept(wanted)
+    weights = place / "weights.safetensors"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock"):
+        if not weights.exists():
+            model, history = fit(wanted, out=place, progress=progress)
+            (place / "metrics.json").write_text(json.dumps(history))
+            _write(model, weights)
+            (place / "last.pt").unlink()
+    return _restore(wanted, weights).to(device())
+
+
+def metrics(name: str, *, change: Change | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+    """What training measured after each epoch, of a network that is shipped or has been obtained on this machine.
+
+    Args: as in `obtain`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    wanted = recipe(name, change=change, limit=limit)
+    if wanted == recipe(name) and info(name)["shipped"]:
+        return list(info(name)["metrics"])
+    path = _kept(wanted) / "metrics.json"
+    if not path.exists():
+        raise InputError(f"{name!r} has not been trained here: lrc.zoo.obtain({name!r}) does that")
+    return list(json.loads(path.read_text()))
+
+
+def images(name: str, *, change: Change | None = None, limit: int | None = None) -> tuple[Images, Images, Images]:
+    """Training, validation and test images of the recipe.
+
+    Args: as in `recipe`.
+    """
+    return _images(recipe(name, change=change, limit=limit))
+
+
+def make(name: str, *, work: str | Path, progress: bool = False) -> dict[str, Any]:
+    """Trains the network of the recipe, measures it on the whole test set, and writes both into the package.
+
+    Args:
+        name: of a recipe.
+        work: folder for the training's checkpoints; a broken-off training goes on from there.
+        progress: show a progress bar.
+
+    Returns:
+        What `info` gives from then on.
+    """
+    wanted = recipe(name)
+    model, history = fit(wanted, out=Path(work) / name, progress=progress)
+    WEIGHTS.mkdir(exist_ok=True)
+    path = WEIGHTS / f"{name}.safetensors"
+    _write(model.half(), path)
+    shipped = _restore(wanted, path)  # the figures are those of the rounded weights
+    record = {"sha256": sha256(path), "figures": figures(shipped, _images(wanted)[2]), "metrics": history}
+    record["versions"] = {"torch": torch.__version__.split("+")[0], "device": str(next(model.parameters()).device)}
+    (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return info(name)
+
+
+def fit(
+    wanted: Recipe, *, out: str | Path | None = None, progress: bool = False
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Trains the network of a recipe, on the accelerator if there is one; returns it with its metrics.
+
+    Args:
+        wanted: from `recipe`.
+        out: folder for the checkpoints; a training that was broken off goes on from there.
+        progress: show a progress bar.
+    """
+    rest, validation, _ = _images(wanted)
+    model = _untrained(wanted).to(device())
+    options = dict(wanted["training"])
+    if "milestones" in options:
+        options["schedule"] = milestones(*options.pop("milestones"))
+    robust = wanted["objective"]["name"] != "standard"
+    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if robust else None
+    watch = partial(_contrasts, groups=rest.hierarchy.groups()) if rest.hierarchy else None
+    history = train(
+        model, rest, _objective(wanted), validation=validation, attack=attack, watch=watch,
+        out=out, progress=progress, **options,
+    )  # fmt: skip
+    return model, history
+
+
+def figures(model: nn.Module, test: Images) -> dict[str, Any]:
+    """Accuracy on the test images, clean and under PGD-20 (Linf 8/255, step 2/255, random start); in [0, 1]."""
+    attack = partial(pgd, eps=EPS, steps=20, step=2 / 255)
+    robust = accuracy(model, test, attack=attack, generator=Generator().manual_seed(0))
+    return {"images": len(test), "clean": accuracy(model, test), "pgd20": robust}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _images(wanted: Recipe) -> tuple[Images, Images, Images]:
+    options = dict(wanted["data"])
+    source, held_out, limit = (
+        getattr(datasets, options.pop("name")),
+        options.pop("validation"),
+        options.pop("limit", None),
+    )
+    rest, validation = source("train", **options).split(held_out)
+    test = source("test", **options)
+    return _first(rest, limit), _first(validation, limit), _first(test, limit)
+
+
+def _first(some: Images, n: int | None) -> Images:
+    return some if n is None else some.subset(min(n, len(some)))
+
+
+def _untrained(wanted: Recipe) -> nn.Module:
+    """The network with its initial weights, which depend on the recipe's seed alone."""
+    generator = Generator().manual_seed(wanted["training"].get("seed", 0))
+    options = dict(wanted["network"])
+    return build(options.pop("name"), generator=generator, **options)
+
+
+def _objective(wanted: Recipe) -> objectives.Objective:
+    options = dict(wanted["objective"])
+    function = getattr(objectives, options.pop("name"))
+    return partial(function, **{k: _number(v) for k, v in options.items()}) if options else function
+
+
+def _number(value: Any) -> Any:
+    """Fractions written out, "8/255", as numbers."""
+    return float(Fraction(value)) if isinstance(value, str) else value
+
+
+def _kept(wanted: Recipe) -> Path:
+    """Where a trained network that is not shipped is kept: by its recipe and the code that trains."""
+    modules = ("models", "objectives", "training", "attacks/common", "attacks/pgd", "data/images", "data/shapes")
+    digest = hashlib.sha256(json.dumps([wanted, torch.__version__], sort_keys=True).encode())
+    for module in modules:
+        digest.update((PACKAGE / f"{module}.py").read_bytes())
+    return cache_folder() / "zoo" / digest.hexdigest()[:20]
+
+
+def _write(model: nn.Module, path: Path) -> None:
+    """Weights as safetensors, beside their place first and then moved there."""
+    temporary = path.with_suffix(".part")
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _restore(wanted: Recipe, path: Path) -> nn.Module:
+    model = _untrained(wanted)
+    model.load_state_dict(load_file(path))
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def _contrasts(model: nn.Module, *, groups: list[list[int]]) -> dict[str, float]:
+    """Contrast of the linear sub-network between superclasses: raw as the paper takes it, and centred."""
+    W = linear_map(model)
+    raw, centred = class_correlation(W), class_correlation(W, centre=True)
+    return {"contrast_raw": contrast(raw, groups), "contrast_centred": contrast(centred, groups)}
