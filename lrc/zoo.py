@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ from lrc.models import build
 from lrc.profiles import device
 from lrc.training import milestones, train
 
-__all__ = ["images", "info", "load", "make", "metrics", "names", "obtain", "recipe"]
+__all__ = ["images", "info", "load", "make", "metrics", "names", "obtain", "obtain_all", "recipe"]
 
 PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
+WEIGHTS_FILE = "weights.safetensors"
 EPS = 8 / 255
 
 Recipe = dict[str, Any]
@@ -80,7 +82,7 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
             raise InputError(f"a recipe has no section {section!r}; there are {', '.join(sections)}")
         given[section] |= entries
     if limit is not None:
-        given["data"]["limit"] = limit
+        given["data"]["limit"] = min(limit, given["data"].get("limit", limit))
         given["training"] |= {"epochs": 1, "batch_size": min(limit, given["training"]["batch_size"])}
     return given
 
@@ -112,7 +114,7 @@ def load(name: str) -> nn.Module:
 
 
 def obtain(name: str, *, change: Change | None = None, limit: int | None = None, progress: bool = False) -> nn.Module:
-    """The network called `name`, in eval mode, on `lrc.profiles.device()`: shipped, or trained now and kept in the cache.
+    """The network called `name`, in eval mode, on this machine's device: shipped, or trained now and kept in the cache.
 
     What is kept goes by the recipe and by the code that trains: a change of either trains anew. Two processes that
     want the same network train it once. `metrics` gives the curves of either kind.
@@ -125,7 +127,7 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
     if wanted == recipe(name) and info(name)["shipped"]:
         return load(name).to(device())
     place = _kept(wanted)
-    weights = place / "weights.safetensors"
+    weights = place / WEIGHTS_FILE
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
         if not weights.exists():
@@ -134,6 +136,24 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
             _write(model, weights)
             (place / "last.pt").unlink()
     return _restore(wanted, weights).to(device())
+
+
+def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None) -> list[nn.Module]:
+    """The networks of several recipes with their changes, as `obtain` gives them, trained side by side on a CPU.
+
+    Args:
+        wanted: pairs of name and change.
+        limit: as in `recipe`.
+    """
+    missing = [(n, c) for n, c in wanted if not (_kept(recipe(n, change=c, limit=limit)) / WEIGHTS_FILE).exists()]
+    if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
+        with get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
+            pool.starmap(_train, [(*pair, limit) for pair in missing], chunksize=1)
+    return [obtain(name, change=change, limit=limit) for name, change in wanted]
+
+
+def _train(name: str, change: Change, limit: int | None) -> None:
+    obtain(name, change=change, limit=limit)
 
 
 def metrics(name: str, *, change: Change | None = None, limit: int | None = None) -> list[dict[str, Any]]:
@@ -257,10 +277,11 @@ def _number(value: Any) -> Any:
 
 def _kept(wanted: Recipe) -> Path:
     """Where a trained network that is not shipped is kept: by its recipe and the code that trains."""
-    modules = ("models", "objectives", "training", "attacks/common", "attacks/pgd", "data/images", "data/shapes")
+    code = [PACKAGE / f"{module}.py" for module in ("models", "objectives", "training", "data/images", "data/shapes")]
+    code += [PACKAGE / "attacks" / f"{module}.py" for module in ("balls", "common", "losses", "pgd", "streams")]
     digest = hashlib.sha256(json.dumps([wanted, torch.__version__], sort_keys=True).encode())
-    for module in modules:
-        digest.update((PACKAGE / f"{module}.py").read_bytes())
+    for path in code:
+        digest.update(path.read_bytes())
     return cache_folder() / "zoo" / digest.hexdigest()[:20]
 
 

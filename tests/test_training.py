@@ -92,8 +92,9 @@ def test_broken_off_and_resumed_is_the_same_as_unbroken(tmp_path, after):
             return {"seen": 1.0}
 
         calls = []
-        return train(model, coloured(), partial(adversarial, steps=1), epochs=3, batch_size=16, validation=coloured(16, 5),
-                     attack=partial(pgd, eps=0.03, steps=1), watch=watch, out=out)  # fmt: skip
+        attack, objective = partial(pgd, eps=0.03, steps=1), partial(adversarial, steps=1)
+        return train(model, coloured(), objective, epochs=3, batch_size=16, validation=coloured(16, 5),
+                     attack=attack, watch=watch, out=out)  # fmt: skip
 
     whole, broken, resumed = tiny(), tiny(), tiny(seed=9)
     expected = run(whole, tmp_path / "whole")

@@ -2,6 +2,6 @@
 
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.images import Images, batches
-from lrc.data.shapes import shapes
+from lrc.data.shapes import SHAPES, shapes
 
-__all__ = ["Images", "batches", "cifar10", "cifar100", "shapes"]
+__all__ = ["SHAPES", "Images", "batches", "cifar10", "cifar100", "shapes"]

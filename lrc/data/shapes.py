@@ -30,6 +30,7 @@ NOISE = 15  # half the width of the noise, in levels: a standard deviation of 6
 STRIPE, PERIOD = 8.0, 4.0  # thin cue: amplitude in levels, an attack of 8/255 can wipe it out; period in pixels
 BODY, ACCENT, DARK, LIGHT = range(4)
 
+Real = float | int  # a checker of types at run time takes no int for a float
 Plane = Float[Tensor, "n height width"]
 Picture = Float[Tensor, "n 3 height width"]
 PerImage = Float[Tensor, " n"]
@@ -49,14 +50,12 @@ class Part(NamedTuple):
     turn: float = 0.0  # tangent of half the angle it is turned by, to the left
 
 
-def _box(
-    x: float, y: float, width: float | tuple[float, float], half: float, ink: int = BODY, turn: float = 0.0
-) -> Part:
+def _box(x: Real, y: Real, width: Real | tuple[Real, Real], half: Real, ink: int = BODY, turn: Real = 0) -> Part:
     foot, top = width if isinstance(width, tuple) else (width, width)
     return Part(0.0, x, y, foot, top, half, ink, turn)
 
 
-def _disc(x: float, y: float, width: float, half: float, ink: int = BODY, turn: float = 0.0) -> Part:
+def _disc(x: Real, y: Real, width: Real, half: Real, ink: int = BODY, turn: Real = 0) -> Part:
     return Part(1.0, x, y, width, width, half, ink, turn)
 
 
@@ -115,7 +114,7 @@ def shapes(
     *,
     n: int | None = None,
     size: int = 32,
-    difficulty: float | int = 1.0,
+    difficulty: Real = 1.0,
     pattern: int = 3,
     cues: str = "robust",
     seed: int = 0,
@@ -133,7 +132,7 @@ def shapes(
         pattern: amplitude, in levels of 1/255, 0 to 16, of a pattern of +-1 added to each image. The class decides
             it: the 16 patterns are orthogonal to each other and vanish in any 4 x 4 mean. 0 leaves it away.
         cues: "robust" tells subclasses by silhouette and parts; "thin" draws the form at random among the four of the
-            superclass, and only faint stripes (8/255, 4 pixels wide) tell the subclass by their direction.
+            superclass, and only faint stripes (+-8/255, 4 pixels apart) tell the subclass by their direction.
         seed: any integer.
 
     Raises:
@@ -153,7 +152,7 @@ def shapes(
         return Images(torch.cat(x)[:n], torch.cat(y)[:n], CLASSES, SHAPES)
 
 
-def _check(split: str, n: int, size: int, difficulty: float | int, pattern: int, cues: str) -> None:
+def _check(split: str, n: int, size: int, difficulty: Real, pattern: int, cues: str) -> None:
     for name, text, known in (("split", split, tuple(SIZES)), ("cues", cues, CUES)):
         if text not in known:
             raise InputError(f"shapes: no {name} {text!r}, expected one of {', '.join(known)}")
@@ -164,8 +163,9 @@ def _check(split: str, n: int, size: int, difficulty: float | int, pattern: int,
         ("pattern", pattern, 0, MARGIN),
     )
     for name, value, low, high in limits:
-        if not low <= value <= high:
-            raise InputError(f"shapes: {name} is {value}, expected {low} to {high}")
+        whole = name != "difficulty"
+        if not low <= value <= high or (whole and value % 1):
+            raise InputError(f"shapes: {name} is {value}, expected {'a whole number, ' * whole}{low} to {high}")
 
 
 class _Style(NamedTuple):
@@ -292,16 +292,14 @@ def _pose(dice: _Dice, size: int, difficulty: float) -> tuple[Frame, PerImage]:
     x, y = (0.15 * difficulty * dice.sign(2)).unbind(1)
     scale = 0.85 * (1 + 0.15 * difficulty * dice.sign())
     mirror = torch.stack([dice.side(), torch.ones_like(scale)], 1)
-    frame = _real(IMAGE).expand(dice.n, 2, 3)
-    return _moved(frame, x, y, 0.12 * difficulty * dice.sign()) * (mirror / scale[:, None])[
-        :, :, None
-    ], scale * size / 2
+    frame = _moved(_real(IMAGE).expand(dice.n, 2, 3), x, y, 0.12 * difficulty * dice.sign())
+    return frame * (mirror / scale[:, None])[:, :, None], scale * size / 2
 
 
 def _inks(dice: _Dice, superclass: Int64[Tensor, " n"], difficulty: float) -> Float[Tensor, "n 4 3"]:
     """Colours of body, accent, dark and light parts; the superclass decides the hue, but for an odd one."""
-    hue = _real(HUES)[superclass] + 0.08 * difficulty * dice.sign(2)
-    odd = (dice.unit() < 0.2 * difficulty)[:, None] * dice.unit(2)
+    hue = _real(HUES)[superclass] + 0.05 * difficulty * dice.sign(2)
+    odd = (dice.unit() < 0.1 * difficulty)[:, None] * dice.unit(2)
     body, accent = ((hue + odd) % 1).unbind(1)
     colours = (
         _rgb(body, 0.55 + 0.35 * dice.unit(), 0.45 + 0.5 * dice.unit()),

@@ -1,0 +1,18 @@
+"""What holds for all tests, and for the kernels that run chapters as tests."""
+
+import os
+from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: a core each, before PyTorch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if os.environ.get("LRC_DATA"):  # the kernel of a chapter runs in the chapter's folder
+    os.environ["LRC_DATA"] = str(Path(os.environ["LRC_DATA"]).resolve())
+
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # never a kernel from the user's own folder
+
+
+def pytest_configure() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")  # not by MPLBACKEND: kernels would inherit it

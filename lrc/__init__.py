@@ -1,0 +1,58 @@
+"""Linearize a classifier, and see whether its classes cluster by meaning, as those of robust models do.
+
+>>> import lrc
+>>> model = lrc.zoo.load("cifar10-resnet8-at")
+>>> W = lrc.linear_map(model)
+>>> tuple(W.shape)
+(10, 3, 32, 32)
+>>> C = lrc.class_correlation(W, centre=True)
+>>> lrc.cut(lrc.tree(C), 2)
+[[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
+"""
+
+from lrc import attacks, data, hierarchy, models, objectives, plots, zoo
+from lrc.claims import claim
+from lrc.clustering import (
+    agreement,
+    class_correlation,
+    contrast,
+    cut,
+    feature_distance,
+    permutation_test,
+    tree,
+)
+from lrc.data import Images
+from lrc.errors import InputError
+from lrc.evaluation import accuracy, logits
+from lrc.linearization import affine_map, linear_map, linearize
+from lrc.profiles import profile
+from lrc.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Images",
+    "InputError",
+    "accuracy",
+    "affine_map",
+    "agreement",
+    "attacks",
+    "claim",
+    "class_correlation",
+    "contrast",
+    "cut",
+    "data",
+    "feature_distance",
+    "hierarchy",
+    "linear_map",
+    "linearize",
+    "logits",
+    "models",
+    "objectives",
+    "permutation_test",
+    "plots",
+    "profile",
+    "train",
+    "tree",
+    "zoo",
+]

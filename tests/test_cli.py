@@ -1,0 +1,95 @@
+"""The command: what a user types, what comes back, and one line with exit status 2 for what cannot be."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from lrc import cli, models, zoo
+
+MODULE = """
+import torch
+from lrc.models import resnet8
+
+def build():
+    return resnet8(16, width=4, generator=torch.Generator().manual_seed(0))
+
+def ten():
+    return resnet8(10, width=4)
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder, with a module and weights of a network of their own."""
+    (tmp_path / "own.py").write_text(MODULE)
+    save_file(models.resnet8(16, width=4).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def lrc(*words, folder=None):
+    """The command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "lrc.cli", *words], capture_output=True, text=True, cwd=folder)
+
+
+def test_inspect_prints_what_the_package_computes(folder):
+    result = CliRunner().invoke(cli.app, ["inspect", "own:build", "--data", "shapes", "--images", "16", "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    for text in ("clean accuracy", "PGD-1", "contrast, raw", "contrast, centred", "of 10001"):
+        assert text in result.output
+
+
+def test_inspect_takes_weights(folder):
+    arguments = ["inspect", "own:build", "--data", "shapes", "--images", "16", "--steps", "1"]
+    outputs = [CliRunner().invoke(cli.app, arguments + more).output for more in ([], ["--weights", "w.safetensors"])]
+    assert outputs[0] != outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("inspect", "resnet"), "the zoo has no 'resnet'"),
+        (("inspect", "own:missing"), "cannot build own:missing"),
+        (("inspect", "nowhere:build"), "cannot build nowhere:build"),
+        (("inspect", "own:number"), "not a torch.nn.Module"),
+        (("inspect", "own:ten", "--data", "shapes"), "has 10 classes, shapes has 16"),
+        (("inspect", "own:build", "--data", "imagenet"), "no data set is called 'imagenet'"),
+        (("inspect", "own:build", "--weights", "broken.safetensors"), "broken.safetensors"),
+        (("inspect", "own:build", "--weights", "missing.safetensors"), "missing.safetensors"),
+        (("zoo", "show", "resnet"), "the zoo has no 'resnet'"),
+        (("data", "mnist"), "no data set is called 'mnist'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(folder, words, says):
+    result = lrc(*words, folder=folder)
+    assert result.returncode == 2 and result.stdout == ""
+    assert says in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("lrc: ")
+
+
+def test_zoo_lists_every_recipe(folder):
+    output = CliRunner().invoke(cli.app, ["zoo", "list"]).output
+    assert all(name in output for name in zoo.names())
+
+
+def test_data_says_what_is_there(folder):
+    output = CliRunner().invoke(cli.app, ["data", "shapes"]).output
+    assert "shapes train: Images(4800 of 3x32x32, 16 classes)" in output
+
+
+def test_zoo_make_makes(folder, monkeypatch):
+    name = "shapes-resnet8-standard"
+    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
+    result = CliRunner().invoke(cli.app, ["zoo", "make", name, "--work", str(folder / "work")])
+    assert result.exit_code == 0 and result.output.startswith(f"{name}: clean ")
+    assert isinstance(zoo.load(name), torch.nn.Module)

@@ -1,0 +1,251 @@
+"""The frame: requirements agree, stored chapters are whole, and the tool that runs them tells success from failure."""
+
+import io
+import re
+import shutil
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import chapters
+import nbformat
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from packaging.requirements import Requirement
+from packaging.version import Version
+from PIL import Image
+
+import lrc
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # names that differ there
+
+
+def requirements(lines):
+    return {(r := Requirement(line)).name: r.specifier for line in lines}
+
+
+# Requirements and papers
+
+
+def test_environment_yml_agrees_with_pyproject():
+    *lines, tools = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = {CONDA.get(name, name): specifier for name, specifier in requirements(lines).items()}
+    assert str(conda.pop("python")) == PROJECT["requires-python"]
+    assert not conda.pop("pip")
+    assert conda == requirements(PROJECT["dependencies"])
+    assert tools == {"pip": [f"-e .[{','.join(EXTRAS)}]"]}
+
+
+def test_constraints_lie_in_the_ranges_of_pyproject():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", line) for line in lines)  # no address, no local build
+    pinned = {name.lower().replace("_", "-"): Version(v) for name, v in (line.split("==") for line in lines)}
+    for name, specifier in requirements([*PROJECT["dependencies"], *chain(*EXTRAS.values())]).items():
+        assert specifier.contains(pinned[name]), name
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert lrc.__version__ == PROJECT["version"] == citation["version"]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+# Chapters as they are stored
+
+
+def test_stored_chapters_are_whole():
+    assert chapters.check(ROOT / "book", chapters.toc_entries(ROOT / "_toc.yml")) == []
+
+
+def test_every_claim_is_compared():
+    """nbval passes over cells with this tag, so no claim may stand in one."""
+    for path in chapters.chapters(ROOT / "book"):
+        ignored = [c for c in chapters.code(chapters.read(path)) if "nbval-ignore-output" in c.metadata.get("tags", [])]
+        assert not [c.source for c in ignored if "claim(" in c.source], path.name
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A folder in the hub's layout with a few images of noise as CIFAR-10, and a cache of its own."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "cifar10").mkdir()
+    for split, count in (("train", 1200), ("test", 200)):
+        images = []
+        for pixels in rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8):
+            Image.fromarray(pixels).save(file := io.BytesIO(), "png")
+            images.append({"bytes": file.getvalue(), "path": None})
+        columns = {"img": images, "label": [i % 10 for i in range(count)]}
+        pq.write_table(pa.table(columns), tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setenv("LRC_DATA", str(tmp_path))
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_paper_profile_runs_every_chapter(cifar, monkeypatch):
+    monkeypatch.setenv("LRC_LIMIT", "40")
+    runs = chapters.execute_all(chapters.chapters(ROOT / "book"), profile="paper", jobs=2, threads=1)
+    assert runs and {run.path.stem: run.problems for run in runs if run.problems} == {}
+    assert {row[-1] for run in runs for row in run.claims} == {"not tested"}
+
+
+# The tool
+
+
+def chapter(folder, *sources, name="01_one", tags=()):
+    cells = [new_markdown_cell("# One"), *(new_code_cell(s, metadata={"tags": [*tags]}) for s in sources)]
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+CLAIMS = "from lrc.claims import claim\nclaim('one | two', 1, at_least=0.5)"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A book of one chapter, executed and stored."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LRC_LIMIT", raising=False)
+        run = chapters.execute(chapter(folder, "print(1)", CLAIMS), profile="cifar", threads=1)
+    chapters.publish([run], folder, "cifar")
+    return folder
+
+
+@pytest.fixture
+def book(stored, tmp_path):
+    """A copy of it, to spoil."""
+    return shutil.copytree(stored, tmp_path / "book")
+
+
+def test_stored_twice_is_stored_once(book, monkeypatch):
+    monkeypatch.delenv("LRC_LIMIT", raising=False)
+    before = {path.name: path.read_bytes() for path in book.iterdir()}
+    chapters.publish([chapters.execute(book / "01_one.ipynb", profile="cifar", threads=1)], book, "cifar")
+    assert {path.name: path.read_bytes() for path in book.iterdir()} == before
+    assert chapters.check(book, {"01_one"}) == []
+    assert "| [](./01_one.ipynb) | one \\| two | 1 | at least 0.5 | yes |" in before["scorecard.md"].decode()
+
+
+def never_executed(notebook):
+    notebook.cells[1].execution_count = None
+
+
+def other_profile(notebook):
+    notebook.metadata.lrc.profile = "quick"
+
+
+def no_stamp(notebook):
+    del notebook.metadata["lrc"]
+
+
+def other_code(notebook):
+    notebook.cells[1].source = "print(2)"
+
+
+def error(notebook):
+    notebook.cells[1].outputs = [new_output("error", ename="KeyError", evalue="", traceback=[])]
+
+
+def warning(notebook):
+    notebook.cells[1].outputs = [new_output("stream", name="stderr", text="careful")]
+
+
+def address(notebook):
+    notebook.cells[1].outputs[0].text = "<f at 0x7f0011223344>"
+
+
+def home(notebook):
+    notebook.cells[1].outputs = [new_output("execute_result", {"text/plain": "'/home/me/x'"}, execution_count=1)]
+
+
+def broken_claim(notebook):
+    notebook.metadata.lrc.claims[0][-1] = "NO"
+
+
+def no_claim(notebook):
+    notebook.metadata.lrc.claims = []
+
+
+def widget_state(notebook):
+    notebook.metadata["widgets"] = {}
+
+
+def timing(notebook):
+    notebook.cells[1].metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (never_executed, "never executed"),
+        (other_profile, "profile quick"),
+        (no_stamp, "profile None"),
+        (other_code, "code changed"),
+        (error, "stored error, KeyError"),
+        (warning, "stored warning"),
+        (address, "at 0x7f0011223344"),
+        (home, "'/home/'"),
+        (broken_claim, "did not hold"),
+        (no_claim, "makes no claim"),
+        (widget_state, "not in the form"),
+        (timing, "not in the form"),
+    ],
+)
+def test_check_finds(book, spoil, complaint):
+    path = book / "01_one.ipynb"
+    spoil(notebook := chapters.read(path))
+    path.write_text(chapters.text(notebook))
+    assert any(complaint in line and line.startswith("01_one.ipynb: ") for line in chapters.check(book, {"01_one"}))
+
+
+def test_check_finds_a_page_outside_the_contents_and_an_old_scorecard(book):
+    (book / "scorecard.md").write_text("old")
+    assert len(chapters.check(book, set())) == 2
+
+
+def test_an_announced_error_is_none(tmp_path):
+    path = chapter(tmp_path, "1 / 0", tags=["raises-exception"])
+    assert chapters.execute(path, profile="cifar", threads=1).problems == []
+
+
+def test_a_failed_claim_or_cell_fails_the_run_and_every_claim_is_heard(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("LRC_LIMIT", raising=False)
+    good = chapter(tmp_path, CLAIMS)
+    bad = chapter(tmp_path, "import lrc", "lrc.claim('too much', 2, at_most=1)", CLAIMS, name="02_two")
+    worse = chapter(tmp_path, CLAIMS, "{}['key']", name="03_three")
+    runs = chapters.execute_all([good, bad, worse], profile="quick", jobs=2, threads=1)
+    assert chapters.report(runs[:1]) == 0
+    assert chapters.report(runs[1:2]) == 1
+    assert chapters.report(runs[2:]) == 1
+    assert [[row[-1] for row in run.claims] for run in runs] == [["yes"], ["NO", "yes"], ["yes"]]
+    assert [len(run.problems) for run in runs] == [0, 1, 1]
+    printed = capsys.readouterr().out
+    assert "ClaimError: does not hold: too much: 2 where at most 1" in printed
+    assert re.search(r"02_two +too much +2 +at most 1 +NO", printed)
+
+
+def test_only_the_chapters_asked_for(tmp_path):
+    paths = [chapter(tmp_path, "1", name=name) for name in ("02_b", "01_a", "03_c")]
+    assert chapters.chapters(tmp_path) == sorted(paths)
+    assert chapters.chapters(tmp_path, ["03", "01"]) == [paths[1], paths[2]]
+    with pytest.raises(chapters.UsageError, match="no chapter"):
+        chapters.chapters(tmp_path, ["04"])
+
+
+@pytest.mark.parametrize("arguments", [["execute", "--profile", "papr"], ["execute", "99"], ["store", "99"], ["sell"]])
+def test_what_cannot_be_done_is_told_from_what_failed(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    (tmp_path / "book").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        chapters.command(arguments)
+    assert caught.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
