@@ -36,7 +36,7 @@ def adversarial(
     step: float | None = 0.007,
     generator: Generator | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy on PGD examples of the images, made in eval mode: min_w max_{|d| <= eps} CE(f_w(x + d), y).
+    """Cross-entropy on PGD examples of the images, made in eval mode: ``min_w max_{|d| <= eps} CE(f_w(x + d), y)``.
 
     Args:
         eps, steps, step: of the attack (Linf, random start); the paper's by default.
