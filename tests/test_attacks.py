@@ -1,30 +1,20 @@
-"""Attacks against closed forms: on a linear model the best step is known."""
+"""FGSM, PGD and momentum FGSM against closed forms (on a linear model the best step is known), losses, bad input."""
 
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from attacking import Counting, Linear, Strange, TwoClasses, grey, zeros
 from torch import Generator, nn
 
-from lrc.attacks import fgsm, pgd
-from lrc.attacks.common import box, input_gradient, margin, norms, untouched
+from lrc.attacks import fgsm, mifgsm, pgd
+from lrc.attacks.balls import ball, norms
+from lrc.attacks.common import check, input_gradient, untouched
+from lrc.attacks.losses import dlr, fooled, likely_targets, margin, targeted_dlr, targeted_margin
+from lrc.attacks.mifgsm import shrink
 from lrc.errors import InputError
 from lrc.models import resnet8
-
-
-class TwoClasses(nn.Module):
-    """Logits (0, w.x + b): the loss of label 0 rises along w, so the best Linf perturbation is eps * sign(w)."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = nn.Parameter(w)
-
-    def forward(self, x):
-        z = (x * self.w).flatten(1).sum(1)
-        return torch.stack([torch.zeros_like(z), z], 1)
 
 
 @pytest.fixture
@@ -34,12 +24,7 @@ def linear():
 
 @pytest.fixture
 def middle():
-    """Images far enough from 0 and 1 that [0, 1] does not bind."""
-    return 0.3 + 0.4 * torch.rand(5, 3, 4, 4, generator=Generator().manual_seed(2))
-
-
-def zeros(x):
-    return torch.zeros(len(x), dtype=torch.long)
+    return grey(5, (3, 4, 4))
 
 
 @pytest.mark.parametrize("random_start", [False, True])
@@ -81,34 +66,6 @@ def test_loss_may_be_a_function(linear, middle):
         linear, middle, zeros(middle), eps=0.1, steps=1, step=0.1, random_start=False, loss=lambda z, y: -z[:, 1]
     )
     torch.testing.assert_close(away, middle - 0.1 * linear.w.detach().sign(), rtol=0, atol=1e-6)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    eps=st.floats(0, 1.5),
-    seed=st.integers(0, 2**31),
-    steps=st.integers(0, 3),
-    norm=st.sampled_from(["linf", "l2"]),
-    random_start=st.booleans(),
-)
-def test_result_lies_in_the_ball_and_in_the_unit_cube(eps, seed, steps, norm, random_start):
-    generator = Generator().manual_seed(seed)
-    x = torch.rand(3, 3, 4, 4, generator=generator).mul(1.2).sub(0.1).clamp(0, 1)  # some pixels at the border
-    model = TwoClasses(torch.randn(1, 3, 4, 4, generator=generator))
-    found = pgd(model, x, zeros(x), eps=eps, steps=steps, norm=norm, random_start=random_start, generator=generator)
-    assert found.min() >= 0 and found.max() <= 1
-    if norm == "linf":
-        assert ((found - x).abs() <= eps).all()
-    else:
-        assert norms((found - x).double()).max() <= eps * (1 + 1e-6) + 1e-6
-
-
-@given(eps=st.floats(0, 1), seed=st.integers(0, 2**31))
-def test_box_is_exact_in_floats(eps, seed):
-    x = torch.rand(2, 50, generator=Generator().manual_seed(seed))
-    lower, upper = box(x, eps)
-    assert (x - lower <= eps).all() and (upper - x <= eps).all() and (lower >= 0).all() and (upper <= 1).all()
-    assert (lower <= x).all() and (x <= upper).all()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -161,11 +118,228 @@ def test_random_start_fills_the_ball(linear, middle):
         (dict(eps=-0.1), "eps must be >= 0"),
         (dict(steps=-1), "steps must be >= 0"),
         (dict(norm="l1"), "no norm is called 'l1'"),
-        (dict(loss="hinge"), "no loss is called 'hinge'; there are ce, margin"),
+        (dict(loss="hinge"), "no loss is called 'hinge'; there are ce, margin, dlr"),
+        (dict(x=torch.full((1, 3, 4, 4), 0.5).half()), "under torch.autocast"),
+        (dict(y=torch.tensor([-1])), "labels must be >= 0"),
+        (dict(y=torch.tensor([2])), r"label 2 where the network has classes 0..1"),
+        (dict(y=torch.tensor([0]), target=torch.tensor([5])), r"label 5 where the network has classes 0..1"),
+        (dict(eps=float("inf")), "eps must be >= 0 and finite"),
+        (dict(eps=float("nan")), "eps must be >= 0 and finite"),
+        (dict(restarts=0), "restarts must be >= 1"),
     ],
 )
 def test_bad_input_is_named(linear, change, says):
-    arguments = dict(x=torch.full((1, 3, 4, 4), 0.5), eps=0.1, steps=1) | change
+    arguments = dict(x=torch.full((1, 3, 4, 4), 0.5), y=torch.tensor([0]), eps=0.1, steps=1) | change
     with pytest.raises(InputError, match=says) as error:
-        pgd(linear, arguments.pop("x"), torch.tensor([0]), **arguments)
+        pgd(linear, arguments.pop("x"), arguments.pop("y"), **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (lambda x: x.flatten(1)[:, :1], "two classes or more"),
+        (lambda x: x, r"not \(1, 3, 4, 4\)"),
+        (lambda x: None, "not NoneType"),
+    ],
+)
+def test_what_is_no_classifier_is_named(output, says):
+    class Other(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    with pytest.raises(InputError, match=says):
+        pgd(Other(), torch.rand(1, 3, 4, 4), torch.tensor([0]), eps=0.1, steps=1)
+
+
+def test_labels_and_images_must_be_as_many():
+    with pytest.raises(InputError, match="2 images with 1 labels"):
+        check(torch.rand(2, 3), torch.tensor([0]), 0.1)
+
+
+def test_restarts_go_on_where_an_image_is_not_fooled(middle):
+    """An image of class 0 that is fooled by the first run is left out of the second."""
+    network = Counting(Linear(2, (3, 4, 4)))
+    y = network(middle).argmax(1)
+    network.seen.clear()
+    pgd(network, middle, y, eps=1e-6, steps=1, restarts=3)
+    assert [len(x) for x in network.seen] == [5] * 5  # a step, a look, a step, a look, a step
+    network.seen.clear()
+    pgd(network, middle, y, eps=0.9, steps=1, step=0.9, random_start=False, restarts=3)
+    assert [len(x) for x in network.seen] == [5, 5]  # all fooled at the first look
+
+
+def test_restarts_differ(middle):
+    model = Linear(3, (3, 4, 4))
+    y = model(middle).argmax(1)
+    options = dict(eps=1e-4, steps=0, generator=Generator().manual_seed(0))
+    one, two = pgd(model, middle, y, **options), pgd(model, middle, y, restarts=2, **options)
+    assert not torch.equal(one, two)
+
+
+def test_a_target_is_reached(middle):
+    model = Linear(4, (3, 4, 4))
+    y = model(middle).argmax(1)
+    target = (y + 1) % 4
+    for attack in (pgd, mifgsm):
+        for loss in ("ce", "margin"):
+            found = attack(model, middle, y, eps=0.3, steps=20, loss=loss, target=target)
+            assert (model(found).argmax(1) == target).all(), (attack, loss)
+        pairs = torch.stack([y, target], 1)
+        found = attack(model, middle, y, eps=0.3, steps=20, loss="dlr", target=target)
+        assert (targeted_dlr(model(found), pairs) > targeted_dlr(model(middle), pairs)).all()
+    assert (model(fgsm(model, middle, y, eps=0.3, target=target)).argmax(1) == target).all()
+
+
+def test_dlr_is_the_papers_ratio():
+    z = torch.tensor([[1.0, 5.0, 2.0, 4.0], [1.0, 5.0, 2.0, 4.0]])
+    y = torch.tensor([1, 0])
+    torch.testing.assert_close(dlr(z, y), torch.tensor([-(5.0 - 4.0) / (5 - 2), (5.0 - 1.0) / (5 - 2)]))
+    torch.testing.assert_close(dlr(3 * z + 7, y), dlr(z, y))
+    pairs = torch.tensor([[1, 0], [1, 3]])
+    expected = torch.tensor([(1.0 - 5.0) / (5 - (2 + 1) / 2), (4.0 - 5.0) / (5 - (2 + 1) / 2)])
+    torch.testing.assert_close(targeted_dlr(z, pairs), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_with_few_classes_dlr_is_a_margin_with_a_gradient(classes):
+    z = torch.randn(5, classes, generator=Generator().manual_seed(0)).requires_grad_()
+    y = torch.zeros(5, dtype=torch.long)
+    pairs = torch.stack([y, y + 1], 1)
+    assert torch.equal(targeted_dlr(z, pairs), z[:, 1] - z[:, 0])
+    if classes == 2:
+        assert torch.equal(dlr(z, y), margin(z, y))
+    for values in (dlr(z, y), targeted_dlr(z, pairs)):
+        (gradient,) = torch.autograd.grad(values.sum(), z)
+        assert (gradient.abs().sum(1) > 0).all()
+
+
+def test_targeted_margin_is_positive_where_the_target_is_said():
+    z = torch.tensor([[1.0, 3.0, 2.0]])
+    assert targeted_margin(z, torch.tensor([[0, 1]])).item() == 1
+    assert targeted_margin(z, torch.tensor([[0, 2]])).item() == -1
+
+
+def test_likely_targets_are_the_wrong_classes_in_order():
+    z = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
+    assert likely_targets(z, torch.tensor([1]), count=9).tolist() == [[2, 0, 3]]
+    assert likely_targets(z, torch.tensor([2]), count=1).tolist() == [[1]]
+
+
+def test_fooled_is_another_class_or_logits_that_are_not_finite():
+    nan, inf = float("nan"), float("inf")
+    z = torch.tensor([[1.0, 2.0], [2.0, 1.0], [nan, 1.0], [inf, 1.0], [1.0, -inf]])
+    assert fooled(z, torch.tensor([1, 1, 1, 0, 0])).tolist() == [False, True, True, True, True]
+    pairs = torch.tensor([[1, 0], [1, 0], [1, 0], [1, 0], [1, 0]])
+    assert fooled(z, pairs).tolist() == [False, True, True, True, True]
+
+
+def test_momentum_without_decay_is_iterative_fgsm(middle):
+    model = resnet8(width=4)
+    x = F.interpolate(middle, size=(32, 32))
+    plain = pgd(model, x, zeros(x), eps=0.1, steps=5, step=0.02, random_start=False)
+    torch.testing.assert_close(mifgsm(model, x, zeros(x), eps=0.1, steps=5, decay=0.0), plain)
+
+
+def test_momentum_adds_up_gradients_of_length_one(middle):
+    """Two steps by hand."""
+    model = resnet8(width=4).eval()
+    x = F.interpolate(middle, size=(32, 32))
+
+    def direction(z):
+        gradient = input_gradient(model, z, zeros(z), loss=cross_entropy)
+        return gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
+
+    first = direction(x)
+    one = (x + 0.05 * first.sign()).clamp(0, 1)
+    second = 0.7 * first + direction(one)
+    two = (one + 0.05 * second.sign()).clamp(0, 1)
+    torch.testing.assert_close(mifgsm(model, x, zeros(x), eps=0.1, steps=2, decay=0.7), two, rtol=0, atol=1e-6)
+
+
+def cross_entropy(z, y):
+    return F.cross_entropy(z, y, reduction="none")
+
+
+def test_a_copy_of_full_size_is_the_image_and_a_small_one_lies_on_black(middle):
+    one, half, zero = torch.ones(5), torch.full((5,), 0.5), torch.zeros(5)
+    torch.testing.assert_close(shrink(middle, one, down=half, right=half), middle)
+    small = shrink(middle, half, down=one, right=zero)  # two by two pixels, at the bottom left
+    torch.testing.assert_close(small[:, :, 2:, :2], F.avg_pool2d(middle, 2))
+    assert small[:, :, :2].eq(0).all() and small[:, :, :, 2:].eq(0).all()
+
+
+def test_diverse_inputs_change_the_answer_but_not_the_ball(middle):
+    model = resnet8(width=4)
+    x = F.interpolate(middle, size=(32, 32))
+    attack = partial(mifgsm, model, x, zeros(x), eps=0.1, steps=3)
+    plain = attack()
+    diverse = attack(diversity=0.9, generator=Generator().manual_seed(0))
+    assert not torch.equal(plain, diverse) and ball(x, 0.1, "linf").contains(diverse).all()
+    with pytest.raises(InputError, match="need images"):
+        mifgsm(Linear(2, (5,)), torch.rand(1, 5), torch.tensor([0]), eps=0.1, diversity=0.5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_reported_and_the_image_stays_sound(middle, value):
+    model = Strange(Linear(3, (3, 4, 4)), limit=0.0, value=value)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite logits"):
+        found = pgd(model, middle, zeros(middle), eps=0.1, steps=3)
+    assert ball(middle, 0.1, "linf").contains(found).all()
+
+
+def test_a_network_without_a_gradient_is_no_error(middle):
+    class Rounded(Linear):
+        def forward(self, x):
+            return super().forward((x * 4).long() / 4).detach()
+
+    found = pgd(Rounded(3, (3, 4, 4)), middle, zeros(middle), eps=0.1, steps=2, random_start=False)
+    assert torch.equal(found, middle)
+
+
+def test_the_answer_comes_in_the_layout_of_the_images_and_in_memory_of_its_own(middle):
+    model, y = Linear(3, (3, 4, 4)), zeros(middle)
+    for x in (middle, middle.contiguous(memory_format=torch.channels_last), middle.transpose(2, 3)):
+        for eps in (0.0, 0.1):
+            found = pgd(model, x, y, eps=eps, steps=1)
+            assert found.stride() == x.stride() and found.data_ptr() != x.data_ptr()
+
+
+def test_in_inference_mode_too(middle):
+    model, y = Linear(3, (3, 4, 4)), zeros(middle)
+    expected = pgd(model, middle, y, eps=0.1, steps=2, random_start=False)
+    with torch.inference_mode():
+        assert torch.equal(pgd(model, middle.clone(), y, eps=0.1, steps=2, random_start=False), expected)
+
+
+def test_under_autocast_the_network_is_in_half_precision_and_the_ball_is_not(middle):
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = resnet8(width=4)
+
+        def forward(self, x):
+            z = self.network(x)
+            assert x.dtype == torch.float32 and z.dtype == torch.bfloat16
+            return z
+
+    x = F.interpolate(middle, size=(32, 32))
+    for norm in ("linf", "l2"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = pgd(Watched(), x, zeros(x), eps=0.1, steps=3, norm=norm)
+        assert found.dtype == torch.float32 and ball(x, 0.1, norm).contains(found).all()
+
+
+def test_in_double_precision(middle):
+    model, x = Linear(3, (3, 4, 4)).double(), middle.double()
+    found = pgd(model, x, zeros(x), eps=0.1, steps=3, norm="l2")
+    assert found.dtype == torch.float64 and ball(x, 0.1, "l2").contains(found).all()
+
+
+def test_batch_norm_in_train_mode_is_attacked_with_its_running_statistics(middle):
+    """The rule: attacks run the network in eval mode, whatever its mode, and put the mode back."""
+    model = resnet8(width=4)
+    x = F.interpolate(middle, size=(32, 32))
+    attack = partial(pgd, model, x, zeros(x), eps=0.1, steps=2, random_start=False)
+    evaluated = (model.eval(), attack())[1]
+    assert torch.equal((model.train(), attack())[1], evaluated) and model.training

@@ -1,6 +1,41 @@
-"""Attacks: pure functions `attack(model, x, y, *, eps, ...) -> x_adv` on images in [0, 1]."""
+"""Attacks: pure functions `attack(model, x, y, *, eps, ...) -> x_adv` on images in [0, 1].
 
+What holds for all of them: the result lies in the ball and in [0, 1] to the last bit. The model is run in eval mode,
+whatever its mode (so a network with batch norm in train mode is attacked with its running statistics), and left as it
+was: modes, gradients, buffers, hooks. An image's answer does not depend on its neighbours in the batch, save for the
+last bits of the network's own arithmetic; its random numbers depend on the generator and on the image alone, and no
+global generator is touched (`lrc.attacks.streams`). NaN or infinite logits count as fooled, and are reported by a
+`RuntimeWarning`. Images are float32 or float64; under `torch.autocast` the network runs in half precision, the attack
+does not.
+"""
+
+from lrc.attacks.apgd import apgd
+from lrc.attacks.autoattack import Verdicts, autoattack
+from lrc.attacks.cw import cw
+from lrc.attacks.fab import fab
 from lrc.attacks.fgsm import fgsm
+from lrc.attacks.linbp import linbp, linear_backward
+from lrc.attacks.mifgsm import mifgsm
+from lrc.attacks.nattack import nattack
+from lrc.attacks.nes import nes
 from lrc.attacks.pgd import pgd
+from lrc.attacks.sgm import sgm, skip_gradient
+from lrc.attacks.square import square
 
-__all__ = ["fgsm", "pgd"]
+__all__ = [
+    "Verdicts",
+    "apgd",
+    "autoattack",
+    "cw",
+    "fab",
+    "fgsm",
+    "linbp",
+    "linear_backward",
+    "mifgsm",
+    "nattack",
+    "nes",
+    "pgd",
+    "sgm",
+    "skip_gradient",
+    "square",
+]

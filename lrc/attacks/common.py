@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,7 @@ from lrc.errors import InputError
 __all__ = [
     "LOSSES",
     "Loss",
+    "Rows",
     "Victim",
     "ascent",
     "attacked",
@@ -77,7 +80,7 @@ class Victim(nn.Module):
         """Logits without a gradient."""
         return self(x)
 
-    def _inspect(self, z: Tensor, n: int) -> None:
+    def _inspect(self, z: Any, n: int) -> None:
         if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != n or z.shape[1] < 2:
             what = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise InputError(f"the network must give logits (n, classes) of two classes or more, not {what}")
@@ -127,7 +130,18 @@ def attacked(
         )
 
 
-def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "n"], eps: float) -> None:
+R = TypeVar("R", bound="Rows")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Fields with one row an image, selected together: what an attack knows of the images that it still works on."""
+
+    def __getitem__(self: R, rows: Tensor) -> R:
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "labels"], eps: float) -> None:
     """Raises `InputError` for images outside [0, 1], NaN or in half precision, impossible labels, a bad eps."""
     if x.dtype not in (torch.float32, torch.float64):
         raise InputError(

@@ -56,6 +56,11 @@ def pgd(
 
     Source: Madry et al., *Towards deep learning models resistant to adversarial attacks* (2018), equation 2.1
     and section 4.
+
+    >>> model = nn.Linear(2, 2, bias=False)  # logits are the pixels: the brighter one wins
+    >>> model.weight.data = torch.eye(2)
+    >>> pgd(model, torch.tensor([[0.7, 0.4]]), torch.tensor([0]), eps=0.1, steps=10)
+    tensor([[0.6000, 0.5000]])
     """
     if steps < 0:
         raise InputError(f"steps must be >= 0, not {steps}")
@@ -74,6 +79,8 @@ def pgd(
             found[left] = _walk(victim, start, goals, inside=inside, steps=steps, step=length, loss=objective)
             if restart + 1 < restarts:
                 left = left[~fooled(victim.logits(found[left]), goals)]
+            if not len(left):
+                break
     return laid_out_like(x, found)
 
 

@@ -1,0 +1,201 @@
+"""Fast adaptive boundary attack: the nearest misclassified image, by steps to the linearized decision boundary."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from lrc.attacks.balls import SLACK, ball, distance, spread, unit
+from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
+from lrc.attacks.losses import fooled, likely_targets, pick
+from lrc.attacks.streams import image_keys, normal
+from lrc.errors import InputError
+
+OVERSHOOT = 1.05  # eta: how far beyond the boundary a step goes
+TO_ORIGIN = 0.1  # alpha_max: the largest weight of the step that starts at the original image
+BACKWARD = 0.9  # beta: part of the way that remains after a misclassified point was found
+ROUNDS = 64  # of Newton's method, far more than it needs
+
+
+def fab(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float | None = None,
+    steps: int = 100,
+    norm: str = "linf",
+    targets: int = 0,
+    restarts: int = 1,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """The nearest misclassified images found, or those within eps if a radius is given.
+
+    Each step goes to the hyperplane where the linearized classifier changes its mind, from the current point and, with
+    a small weight, from the original; a point found beyond the boundary is drawn back toward the original.
+
+    Args:
+        model, x, y, norm: as in `lrc.attacks.pgd`.
+        eps: radius, in units of a pixel; an image's search ends when it is fooled within it. None: the nearest found.
+        steps: in each run.
+        targets: number of runs, each toward the boundary with one of the likeliest wrong classes (all there are if
+            fewer); AutoAttack has 9. 0: one run, at each step toward the class whose boundary is nearest, which takes a
+            backward pass for each class.
+        restarts: how often all runs are repeated, after the first time from a random point.
+        generator: of these random points, each image's of its own (`lrc.attacks.streams`).
+
+    Returns:
+        Without eps, the nearest misclassified image found, or x itself where none was (or x is misclassified).
+        With eps, that image, moved into the ball where it lies outside: in the ball and in [0, 1] to the last bit.
+
+    Raises:
+        InputError: as in `lrc.attacks.pgd`, or steps < 1.
+
+    Warns:
+        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
+
+    Source: Croce & Hein, *Minimally distorted adversarial examples with a fast adaptive boundary attack* (2020),
+    algorithm 1; targeted runs: Croce & Hein, *Reliable evaluation ...* (2020), section 5.
+
+    >>> model = nn.Linear(2, 2, bias=False)  # logits are the pixels: the brighter one wins
+    >>> model.weight.data = torch.eye(2)
+    >>> fab(model, torch.tensor([[0.7, 0.4]]), torch.tensor([0])).round(decimals=2)
+    tensor([[0.5500, 0.5500]])
+    """
+    if min(steps, restarts) < 1 or targets < 0:
+        raise InputError(f"steps and restarts must be >= 1 and targets >= 0, not {steps}, {restarts} and {targets}")
+    radius = 0.0 if eps is None else eps
+    with attacked(model, x, y, eps=radius) as (victim, images, labels):
+        balls, keys = ball(images, radius, norm), image_keys(images, generator)
+        logits = victim.logits(images)
+        state = _begin(images, labels)[~fooled(logits, labels)]
+        likely = likely_targets(logits, labels, count=targets)
+        best = images.clone()
+        for run in range(restarts * max(likely.shape[1], 1)):
+            restart, which = divmod(run, max(likely.shape[1], 1))
+            goals = torch.stack([labels, likely[:, which]], 1) if targets else labels
+            begin = replace(state, y=goals[state.row], z=_origin(state, keys, restart, run, radius, norm))
+            state = _run(victim, begin, best, steps=steps, norm=norm, eps=eps)
+        return laid_out_like(x, best if eps is None else balls.project(best))
+
+
+@dataclass(frozen=True)
+class _State(Rows):
+    """Where the search stands for the images still in it, a row each."""
+
+    row: Int[Tensor, "n"]
+    x: Float[Tensor, "n *shape"]
+    y: Int[Tensor, "n *pair"]
+    z: Float[Tensor, "n *shape"]
+    nearest: Float[Tensor, "n"]  # distance of the nearest misclassified point
+
+
+def _begin(x: Tensor, y: Tensor) -> _State:
+    rows = torch.arange(len(x), device=x.device)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    return _State(rows, x, y, x, torch.full((len(x),), torch.inf, device=x.device, dtype=wide))
+
+
+def _origin(s: _State, keys: Tensor, restart: int, run: int, eps: float, norm: str) -> Tensor:
+    """x at first; later a random point half as far as the nearest misclassified one, or as eps if that is nearer."""
+    if restart == 0 or not len(s.row):
+        return s.x
+    reach = s.nearest.clamp(max=eps if eps > 0 else 1.0) / 2
+    noise = unit(normal(keys[s.row], tuple(s.x.shape[1:]), draw=run), "l2").to(s.x.dtype)
+    length = distance(noise, torch.zeros_like(noise), norm)
+    return (s.x + noise * spread(reach / length, noise).to(s.x.dtype)).clamp(0, 1)
+
+
+def _run(victim: Victim, s: _State, best: Tensor, *, steps: int, norm: str, eps: float | None) -> _State:
+    """The steps of one run; writes what it finds into `best`, returns the images still in the search."""
+    if not len(s.row):
+        return s
+    gap, gradient, _ = _boundary(victim, s.z, s.y, norm=norm)
+    for _ in range(steps):
+        z = _step(s, gap, gradient, norm=norm)
+        gap, gradient, hit = _boundary(victim, z, s.y, norm=norm)
+        away = distance(z, s.x, norm)
+        better = hit & (away < s.nearest)
+        best[s.row[better]] = z[better]
+        z = torch.where(spread(hit, z), s.x + BACKWARD * (z - s.x), z)
+        s = replace(s, z=z, nearest=torch.where(better, away, s.nearest))
+        if hit.any():
+            gap, gradient = gap.clone(), gradient.clone()
+            gap[hit], gradient[hit], _ = _boundary(victim, z[hit], s.y[hit], norm=norm)
+        if eps is not None:
+            going = s.nearest > eps * (1 - SLACK)
+            s, gap, gradient = s[going], gap[going], gradient[going]
+        if not len(s.row):
+            break
+    return s
+
+
+def _step(s: _State, gap: Tensor, gradient: Tensor, *, norm: str) -> Tensor:
+    """The next point: beyond the hyperplane gap + <gradient, . - z> = 0, from z and a little from x."""
+    zero = torch.zeros_like(s.z)
+    from_z = to_hyperplane(s.z, gradient, -gap, norm=norm)
+    gap_at_x = gap + (gradient * (s.x - s.z)).flatten(1).sum(1)
+    from_x = to_hyperplane(s.x, gradient, -gap_at_x, norm=norm)
+    far_z, far_x = distance(from_z, zero, norm).clamp(min=1e-8), distance(from_x, zero, norm).clamp(min=1e-8)
+    weight = spread((far_z / (far_z + far_x)).clamp(max=TO_ORIGIN), zero).to(zero.dtype)
+    return ((1 - weight) * (s.z + OVERSHOOT * from_z) + weight * (s.x + OVERSHOOT * from_x)).clamp(0, 1)
+
+
+def to_hyperplane(
+    x: Float[Tensor, "n *shape"], w: Float[Tensor, "n *shape"], need: Float[Tensor, "n"], *, norm: str
+) -> Float[Tensor, "n *shape"]:
+    """The shortest step d with <w, d> = need and x + d in [0, 1]; where none reaches so far, the farthest there is.
+
+    A step of length t moves pixel i by min(t s_i, room_i), with s = 1 ("linf") or |w| ("l2"), so <w, d> is a concave,
+    piecewise linear function of t: Newton's method from 0 comes up to its solution in finitely many rounds.
+    """
+    w, need = (w * spread(need.sign(), w)).nan_to_num(), need.abs()
+    room = torch.where(w > 0, 1 - x, x)
+    size = w.abs()
+    pace = torch.ones_like(w) if norm == "linf" else size
+    t = torch.zeros_like(need)
+    for _ in range(ROUNDS):
+        reach = spread(t, x) * pace
+        free = reach < room
+        missing = need - (size * torch.minimum(reach, room)).flatten(1).sum(1)
+        slope = (size * pace * free).flatten(1).sum(1)
+        going = (missing > 1e-6 * need) & (slope > 0)
+        if not going.any():
+            break
+        t = torch.where(going, t + missing / slope, t)
+    return w.sign() * torch.minimum(spread(t, x) * pace, room)
+
+
+def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """z_l - z_y for the target l, or the class whose boundary is nearest; its gradient; whether z is misclassified."""
+    if y.dim() == 2:
+        gradient, gap, logits = ascent(
+            victim, z, y, loss=lambda out, pair: pick(out, pair[:, 1]) - pick(out, pair[:, 0])
+        )
+        return gap.to(z.dtype), gradient, fooled(logits, y[:, 0])
+    logits, jacobian = _jacobian(victim, z)
+    rows = torch.arange(len(z), device=z.device)
+    gaps = (logits - pick(logits, y)[:, None]).to(z.dtype)
+    gradients = jacobian - jacobian[rows, y][:, None]
+    dual = torch.linalg.vector_norm(gradients.flatten(2), 1 if norm == "linf" else 2, dim=2)
+    away = (gaps.abs() / dual.clamp(min=1e-12)).scatter(1, y[:, None], torch.inf)
+    nearest = away.argmin(1)
+    return gaps[rows, nearest], gradients[rows, nearest], fooled(logits, y)
+
+
+def _lead(logits: Tensor, y: Tensor) -> Tensor:
+    return pick(logits, y[:, 1]) - pick(logits, y[:, 0])
+
+
+def _jacobian(
+    victim: Victim, z: Float[Tensor, "n *shape"]
+) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n classes *shape"]]:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        logits = victim(z)
+        if not logits.requires_grad:
+            return logits, logits.new_zeros(*logits.shape, *z.shape[1:])
+        units = torch.eye(logits.shape[1], dtype=logits.dtype, device=z.device)[:, None].expand(-1, len(z), -1)
+        (rows,) = torch.autograd.grad(logits, z, units, is_grads_batched=True)
+    return logits.detach(), rows.transpose(0, 1)
