@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
 	@echo "usage: make TARGET [PROFILE=quick|cifar|paper] [CHAPTERS=03] [JOBS=2] [PYTHON=python3]"
-	@sed -n 's/^\([a-z]*\):.*  ## /  \1\t/p' Makefile | expand -t 16
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "  %-13s%s\n", $$1, $$2}' Makefile
 
 book: $(READY)  ## execute all chapters in PROFILE, print the scorecard, build the pages from what came out
 	@$(BIN)/python tools/chapters.py execute --profile $(PROFILE) --jobs $(JOBS) $(CHAPTERS); status=$$?; \

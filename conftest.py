@@ -6,8 +6,9 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: a core each, before PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if os.environ.get("LRC_DATA"):  # the kernel of a chapter runs in the chapter's folder
-    os.environ["LRC_DATA"] = str(Path(os.environ["LRC_DATA"]).resolve())
+for name in ("LRC_DATA", "LRC_CACHE"):  # the kernel of a chapter runs in the chapter's folder
+    if os.environ.get(name):
+        os.environ[name] = str(Path(os.environ[name]).resolve())
 
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # never a kernel from the user's own folder
 

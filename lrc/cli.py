@@ -1,4 +1,4 @@
-"""The `lrc` command: parses, calls the package, prints; every refusal is one line and exit status 2."""
+"""The `lrc` command: parses, calls the package, prints. What the package refuses is one line and exit status 2."""
 
 import importlib
 import sys
@@ -18,6 +18,7 @@ from lrc.attacks import pgd
 from lrc.data import Images
 from lrc.data.cache import folder
 from lrc.errors import InputError
+from lrc.profiles import device
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",
@@ -26,7 +27,9 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="The trained networks: list, show, remake.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
-Data = Annotated[str, typer.Option(help="Test images: cifar10 or shapes.")]
+Data = Annotated[
+    str, typer.Option(help="Test images: cifar10, cifar100 or shapes; that of the recipe, or cifar10, by default.")
+]
 
 
 @app.command()
@@ -112,11 +115,14 @@ def _network(model: str, weights: Path | None, data: str) -> tuple[nn.Module, st
             raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
         return zoo.obtain(model), data or zoo.recipe(model)["data"]["name"]
     module, _, function = model.partition(":")
+    if not module or not function:
+        raise InputError(f"{model!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
     sys.path.insert(0, ".")  # a module beside the user
     try:
         network: Any = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"cannot build {model}: {error}") from error
+    except Exception as error:  # the user's own code: anything
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot build {model}: {type(error).__name__}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{model} gave a {type(network).__name__}, not a torch.nn.Module")
     if weights is not None:
@@ -124,7 +130,7 @@ def _network(model: str, weights: Path | None, data: str) -> tuple[nn.Module, st
             network.load_state_dict(load_file(weights))
         except Exception as error:  # missing, damaged, or of another network: the reader needs the first line only
             raise InputError(f"{weights}: {str(error).splitlines()[0]}") from error
-    return network.eval(), data or "cifar10"
+    return network.to(device()).eval(), data or "cifar10"
 
 
 def _images(name: str, split: str) -> Images:
@@ -137,7 +143,7 @@ def main() -> None:
     """Entry point: an InputError becomes one line on stderr and exit status 2."""
     try:
         app()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         print(f"lrc: {error}", file=sys.stderr)
         sys.exit(2)
 

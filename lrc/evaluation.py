@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import untouched
 from lrc.data import Images, batches
+from lrc.errors import InputError
 
 __all__ = ["accuracy", "logits"]
 
@@ -27,12 +28,20 @@ def logits(
 
     Args:
         model: images in [0, 1] to logits; run in eval mode, and left as it was.
-        images: as many as fit in memory; they go to the device of the model batch by batch.
-        attack: an attack with its options fixed, or None.
+        images: as many as fit in memory, at least one; they go to the device of the model batch by batch.
+        attack: an attack with its options fixed, or None; it gets the model in eval mode, its parameters frozen.
         batch_size: images at a time.
         generator: of the attack's random choices.
+
+    Returns:
+        float32, on the device of the model.
+
+    Raises:
+        InputError: no images.
     """
-    device = next(model.parameters()).device
+    if not len(images):
+        raise InputError("there are no images to classify")
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), images.x.device)
     out = []
     with untouched(model):
         for x, y in batches(images, batch_size):

@@ -24,7 +24,7 @@ def matrix(
     ax: Axes | None = None,
 ) -> Axes:
     """C as a coloured matrix on the scale -1 to 1, its classes reordered and framed by `groups` where given."""
-    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    ax = ax or plt.subplots(figsize=(4.5, 4), layout="constrained")[1]
     order = [i for group in groups for i in group] if groups is not None else list(range(len(classes)))
     shown = ax.imshow(C.cpu().numpy()[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
     ax.set_xticks(range(len(order)), [classes[i] for i in order], rotation=90)
@@ -49,7 +49,7 @@ def tree(
     ax: Axes | None = None,
 ) -> Axes:
     """Dendrogram of `lrc.tree(C)`; class names coloured by the true `groups` where given."""
-    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    ax = ax or plt.subplots(figsize=(4.5, 4), layout="constrained")[1]
     dendrogram(
         linkage,
         labels=list(classes),
@@ -78,7 +78,7 @@ def images(
     """Images in [0, 1] side by side, row by row, with an optional title under each row's images."""
     n, _, h, w = x.shape
     count = -(-n // columns)
-    ax = ax or plt.subplots(figsize=(1.1 * columns, 1.25 * count))[1]
+    ax = ax or plt.subplots(figsize=(1.1 * columns, 1.25 * count), layout="constrained")[1]
     gap, text = 2, 9 if titles is not None else 0
     sheet = np.ones((count * (h + gap + text), columns * (w + gap), 3))
     for i, image in enumerate(x.detach().float().cpu().permute(0, 2, 3, 1).numpy()):
@@ -108,7 +108,7 @@ def curves(
     ax: Axes | None = None,
 ) -> Axes:
     """One line for each named series, over `x` (1, 2, ... by default)."""
-    ax = ax or plt.subplots(figsize=(5, 3.2))[1]
+    ax = ax or plt.subplots(figsize=(5, 3.2), layout="constrained")[1]
     for name, values in series.items():
         ax.plot(x if x is not None else range(1, len(values) + 1), values, marker=".", label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)

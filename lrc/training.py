@@ -82,7 +82,8 @@ def train(
         attack: on the validation images, with its options fixed (`functools.partial(pgd, eps=8/255, steps=10)`).
         precision: "bf16" runs the network under autocast; weights and the attack's projection stay float32.
         seed: of the order, the augmentation and the attacks' random starts.
-        watch: called with the model in eval mode after every epoch; what it returns is added to the epoch's metrics.
+        watch: called with the model in eval mode after every epoch; the numbers that it returns, by name,
+            are added to the epoch's metrics.
         out: folder for `metrics.jsonl` and the checkpoint `last.pt`, written after every epoch, each atomically. If a
             checkpoint of the same arguments is there, training goes on from it, to the result of an unbroken run.
         progress: show a progress bar.
@@ -99,14 +100,17 @@ def train(
         raise InputError(
             f"epochs ({epochs}) must be >= 1, and batch_size ({batch_size}) in 1..{len(data)}, the number of images"
         )
+    rate = schedule or cosine()
     arguments = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
         "augment": augment, "precision": precision, "seed": seed, "images": len(data), "objective": _name(objective),
+        "validation": 0 if validation is None else len(validation), "attack": _name(attack),
+        "schedule": [rate(epoch / epochs) for epoch in range(epochs)],
+        "network": [list(p.shape) for p in model.parameters()],
     }  # fmt: skip
     model.to(memory_format=torch.channels_last)
     data = data.to(_device(model))
     sgd = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    rate = schedule or cosine()
     folder = Path(out) if out is not None else None
     history, best = _resume(folder, arguments, model, sgd)
 
@@ -164,11 +168,13 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _name(objective: Any) -> str:
-    """What identifies an objective in a checkpoint: the function's name and its fixed options."""
-    function, options = getattr(objective, "func", objective), getattr(objective, "keywords", {})
-    name = getattr(function, "__name__", type(function).__name__)
-    return f"{name}({', '.join(f'{k}={v}' for k, v in sorted(options.items()))})"
+def _name(value: Any) -> str:
+    """What identifies a function in a checkpoint, the same in every process: its name and the options fixed in it."""
+    if not callable(value):
+        return repr(value)
+    function, keywords = getattr(value, "func", value), getattr(value, "keywords", {})
+    options = [*map(_name, getattr(value, "args", ())), *(f"{k}={_name(v)}" for k, v in sorted(keywords.items()))]
+    return f"{getattr(function, '__qualname__', type(function).__qualname__)}({', '.join(options)})"
 
 
 def _generators(seed: int, epoch: int) -> tuple[Generator, Generator]:
@@ -187,7 +193,8 @@ def _measure(
     if validation is not None and attack is not None:
         generator = Generator().manual_seed(seed)
         record["robust"] = accuracy(model, validation, attack=attack, generator=generator)
-    return record | (watch(model) if watch is not None else {})
+    watched = watch(model) if watch is not None else {}
+    return record | json.loads(json.dumps(watched, default=float))  # plain numbers: they go into the checkpoint
 
 
 def _score(record: Record) -> float:

@@ -13,10 +13,14 @@
 import hashlib
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from functools import cache, partial
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -81,6 +85,8 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
         if section not in sections:
             raise InputError(f"a recipe has no section {section!r}; there are {', '.join(sections)}")
         given[section] |= entries
+    if limit is not None and limit < 1:
+        raise InputError(f"a limit of {limit} images leaves none: give at least 1")
     if limit is not None:
         given["data"]["limit"] = min(limit, given["data"].get("limit", limit))
         given["training"] |= {"epochs": 1, "batch_size": min(limit, given["training"]["batch_size"])}
@@ -116,7 +122,7 @@ def load(name: str) -> nn.Module:
 def obtain(name: str, *, change: Change | None = None, limit: int | None = None, progress: bool = False) -> nn.Module:
     """The network called `name`, in eval mode, on this machine's device: shipped, or trained now and kept in the cache.
 
-    What is kept goes by the recipe and by the code that trains: a change of either trains anew. Two processes that
+    What is kept goes by the recipe and by the code of the package: a change of either trains anew. Two processes that
     want the same network train it once. `metrics` gives the curves of either kind.
 
     Args:
@@ -128,32 +134,52 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
         return load(name).to(device())
     place = _kept(wanted)
     weights = place / WEIGHTS_FILE
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{place} cannot be written ({error.strerror}): set LRC_CACHE to a folder that can") from error
     with FileLock(place / "lock"):
         if not weights.exists():
-            model, history = fit(wanted, out=place, progress=progress)
-            (place / "metrics.json").write_text(json.dumps(history))
+            model, _ = fit(wanted, out=place, progress=progress)
             _write(model, weights)
-            (place / "last.pt").unlink()
+        (place / "last.pt").unlink(missing_ok=True)
     return _restore(wanted, weights).to(device())
 
 
 def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None) -> list[nn.Module]:
     """The networks of several recipes with their changes, as `obtain` gives them, trained side by side on a CPU.
 
+    A script that calls it needs the usual `if __name__ == "__main__":`, since it starts processes.
+
     Args:
         wanted: pairs of name and change.
         limit: as in `recipe`.
+
+    Raises:
+        InputError: as `obtain`; or a script without that line.
     """
     missing = [(n, c) for n, c in wanted if not (_kept(recipe(n, change=c, limit=limit)) / WEIGHTS_FILE).exists()]
     if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
-        with get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
-            pool.starmap(_train, [(*pair, limit) for pair in missing], chunksize=1)
+        try:
+            with ProcessPoolExecutor(
+                min(_cores(), len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
+            ) as pool:
+                list(pool.map(_train, *zip(*missing, strict=True), repeat(limit)))
+        except BrokenProcessPool as error:
+            raise InputError(
+                "training side by side starts processes, which read the script again: put its code under "
+                'if __name__ == "__main__":'
+            ) from error
     return [obtain(name, change=change, limit=limit) for name, change in wanted]
 
 
 def _train(name: str, change: Change, limit: int | None) -> None:
     obtain(name, change=change, limit=limit)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def metrics(name: str, *, change: Change | None = None, limit: int | None = None) -> list[dict[str, Any]]:
@@ -167,10 +193,10 @@ def metrics(name: str, *, change: Change | None = None, limit: int | None = None
     wanted = recipe(name, change=change, limit=limit)
     if wanted == recipe(name) and info(name)["shipped"]:
         return list(info(name)["metrics"])
-    path = _kept(wanted) / "metrics.json"
-    if not path.exists():
+    place = _kept(wanted)
+    if not (place / WEIGHTS_FILE).exists():
         raise InputError(f"{name!r} has not been trained here: lrc.zoo.obtain({name!r}) does that")
-    return list(json.loads(path.read_text()))
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
 
 
 def images(name: str, *, change: Change | None = None, limit: int | None = None) -> tuple[Images, Images, Images]:
@@ -195,11 +221,16 @@ def make(name: str, *, work: str | Path, progress: bool = False) -> dict[str, An
     wanted = recipe(name)
     model, history = fit(wanted, out=Path(work) / name, progress=progress)
     WEIGHTS.mkdir(exist_ok=True)
-    path = WEIGHTS / f"{name}.safetensors"
-    _write(model.half(), path)
-    shipped = _restore(wanted, path)  # the figures are those of the rounded weights
-    record = {"sha256": sha256(path), "figures": figures(shipped, _images(wanted)[2]), "metrics": history}
-    record["versions"] = {"torch": torch.__version__.split("+")[0], "device": str(next(model.parameters()).device)}
+    made = Path(work) / name / WEIGHTS_FILE
+    _write(model.half(), made)
+    shipped = _restore(wanted, made).to(device())  # the figures are those of the rounded weights
+    record: dict[str, Any] = {
+        "sha256": sha256(made),
+        "made_by": wanted,
+        "figures": figures(shipped, _images(wanted)[2]),
+    }
+    record |= {"versions": {"torch": torch.__version__.split("+")[0], "device": device().type}, "metrics": history}
+    shutil.copyfile(made, WEIGHTS / f"{name}.safetensors")
     (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return info(name)
 
@@ -276,10 +307,10 @@ def _number(value: Any) -> Any:
 
 
 def _kept(wanted: Recipe) -> Path:
-    """Where a trained network that is not shipped is kept: by its recipe and the code that trains."""
-    code = [PACKAGE / f"{module}.py" for module in ("models", "objectives", "training", "data/images", "data/shapes")]
-    code += [PACKAGE / "attacks" / f"{module}.py" for module in ("balls", "common", "losses", "pgd", "streams")]
-    digest = hashlib.sha256(json.dumps([wanted, torch.__version__], sort_keys=True).encode())
+    """Where a trained network that is not shipped is kept: by its recipe and the code of the package."""
+    code = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("cli.py", "plots.py", "claims.py"))
+    made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
+    digest = hashlib.sha256(json.dumps([made, torch.__version__], sort_keys=True).encode())
     for path in code:
         digest.update(path.read_bytes())
     return cache_folder() / "zoo" / digest.hexdigest()[:20]

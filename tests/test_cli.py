@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ def ten():
 
 def number():
     return 3
+
+def raising():
+    raise ValueError("no\\nweights")
 """
 
 
@@ -30,16 +34,25 @@ def folder(tmp_path, monkeypatch):
     """A user's folder, with a module and weights of a network of their own."""
     (tmp_path / "own.py").write_text(MODULE)
     save_file(models.resnet8(16, width=4).state_dict(), tmp_path / "w.safetensors")
+    same = models.resnet8(16, width=4, generator=torch.Generator().manual_seed(0))
+    save_file(same.state_dict(), tmp_path / "same.safetensors")
+    (tmp_path / "unreadable.py").write_text("def build(:")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for module in ("own", "unreadable"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
 
 
-def lrc(*words, folder=None):
-    """The command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "lrc.cli", *words], capture_output=True, text=True, cwd=folder)
+def lrc(*words, capsys, monkeypatch):
+    """Exit status, standard output and standard error of the command."""
+    monkeypatch.setattr(sys, "argv", ["lrc", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, *capsys.readouterr()
 
 
 def test_inspect_prints_what_the_package_computes(folder):
@@ -51,8 +64,10 @@ def test_inspect_prints_what_the_package_computes(folder):
 
 def test_inspect_takes_weights(folder):
     arguments = ["inspect", "own:build", "--data", "shapes", "--images", "16", "--steps", "1"]
-    outputs = [CliRunner().invoke(cli.app, arguments + more).output for more in ([], ["--weights", "w.safetensors"])]
-    assert outputs[0] != outputs[1]
+    weights = ([], ["--weights", "same.safetensors"], ["--weights", "w.safetensors"])
+    results = [CliRunner().invoke(cli.app, arguments + more) for more in weights]
+    assert [r.exit_code for r in results] == [0, 0, 0]
+    assert results[0].output == results[1].output != results[2].output
 
 
 @pytest.mark.parametrize(
@@ -62,6 +77,9 @@ def test_inspect_takes_weights(folder):
         (("inspect", "own:missing"), "cannot build own:missing"),
         (("inspect", "nowhere:build"), "cannot build nowhere:build"),
         (("inspect", "own:number"), "not a torch.nn.Module"),
+        (("inspect", "own:raising"), "cannot build own:raising: ValueError: no weights"),
+        (("inspect", "unreadable:build"), "cannot build unreadable:build: SyntaxError"),
+        (("inspect", ":build"), "':build' names no function"),
         (("inspect", "own:ten", "--data", "shapes"), "has 10 classes, shapes has 16"),
         (("inspect", "own:build", "--data", "imagenet"), "no data set is called 'imagenet'"),
         (("inspect", "own:build", "--weights", "broken.safetensors"), "broken.safetensors"),
@@ -70,10 +88,22 @@ def test_inspect_takes_weights(folder):
         (("data", "mnist"), "no data set is called 'mnist'"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_status_2(folder, words, says):
-    result = lrc(*words, folder=folder)
-    assert result.returncode == 2 and result.stdout == ""
-    assert says in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("lrc: ")
+def test_what_cannot_be_is_one_line_and_status_2(folder, capsys, monkeypatch, words, says):
+    status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and out == ""
+    assert says in err and err.count("\n") == 1 and err.startswith("lrc: ")
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, capsys, monkeypatch):
+    (folder / "file").write_text("")
+    monkeypatch.setenv("LRC_CACHE", str(folder / "file" / "cache"))
+    status, _, err = lrc("inspect", "shapes-resnet8-at", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and err.count("\n") == 1 and "set LRC_CACHE" in err
+
+
+def test_the_command_is_installed():
+    result = subprocess.run([Path(sys.executable).with_name("lrc"), "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "inspect" in result.stdout
 
 
 def test_zoo_lists_every_recipe(folder):

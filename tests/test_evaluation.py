@@ -8,6 +8,7 @@ from torch import Generator, nn
 
 from lrc.attacks import pgd
 from lrc.data import Images
+from lrc.errors import InputError
 from lrc.evaluation import accuracy, logits
 
 
@@ -43,6 +44,11 @@ def test_logits_keep_the_order(images):
 def test_the_attack_is_applied(images):
     attack = partial(pgd, eps=1.0, steps=20)
     assert accuracy(Brightest(), images, attack=attack, generator=Generator().manual_seed(0)) == 0
+
+
+def test_no_images_are_named(images):
+    with pytest.raises(InputError, match="no images"):
+        accuracy(Brightest(), images.subset(0))
 
 
 def test_the_model_is_left_as_it_was(images):

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from lrc.data import Images, batches
 from lrc.errors import InputError
 from lrc.models import resnet8
 from lrc.objectives import adversarial, standard
-from lrc.training import cosine, milestones, train
+from lrc.training import _name, cosine, milestones, train
 
 
 def coloured(n=64, seed=0):
@@ -111,8 +112,50 @@ def test_broken_off_and_resumed_is_the_same_as_unbroken(tmp_path, after):
 
 def test_a_checkpoint_of_other_arguments_is_refused(tmp_path):
     train(tiny(), coloured(), standard, epochs=1, batch_size=16, out=tmp_path)
-    with pytest.raises(InputError, match=r"last\.pt was made with other arguments \(epochs, lr, objective\)"):
+    with pytest.raises(InputError, match=r"last\.pt was made with other arguments \(epochs, lr, objective, schedule\)"):
         train(tiny(), coloured(), adversarial, epochs=2, batch_size=16, lr=0.01, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"schedule": milestones(0.5)},
+        {"validation": coloured(16)},
+        {"attack": partial(pgd, eps=0.1, steps=1)},
+        {"objective": partial(adversarial, steps=3)},
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, other):
+    """Each of these changes the result, so going on would give neither training's."""
+    arguments = {"objective": partial(adversarial, steps=1), "validation": None, "attack": None, "schedule": None}
+    run = {"epochs": 2, "batch_size": 16, "out": tmp_path}
+    train(tiny(), coloured(), **arguments, **run)
+    with pytest.raises(InputError, match=f"other arguments \\({next(iter(other))}\\)"):
+        train(tiny(), coloured(), **(arguments | other), **run)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    train(tiny(), coloured(), standard, epochs=1, batch_size=16, out=tmp_path)
+    with pytest.raises(InputError, match=r"other arguments \(network\)"):
+        train(resnet8(2, width=6), coloured(), standard, epochs=1, batch_size=16, out=tmp_path)
+
+
+def test_an_objective_is_known_again_in_another_process():
+    """Names of functions and their options, no addresses."""
+    assert _name(partial(standard, inner=partial(pgd, 1, eps=0.5))) == "standard(inner=pgd(1, eps=0.5))"
+    assert _name(partial(adversarial, 3)) != _name(adversarial)
+
+
+def test_what_watch_gives_is_kept_as_plain_numbers(tmp_path):
+    """NumPy's numbers would make the checkpoint unreadable, tensors the metrics."""
+
+    def watch(_):
+        return {"a": np.float32(0.5), "b": torch.tensor(2.0)}
+
+    run = {"epochs": 1, "batch_size": 16, "watch": watch, "out": tmp_path}
+    metrics = train(tiny(), coloured(), standard, **run)
+    assert metrics[0]["a"] == 0.5 and metrics[0]["b"] == 2.0
+    assert train(tiny(), coloured(), standard, **run) == metrics
 
 
 def test_the_best_epoch_on_validation_is_kept():
@@ -134,8 +177,11 @@ def test_the_best_epoch_on_validation_is_kept():
 
 def test_a_diverging_loss_stops_with_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train(tiny(), coloured(), standard, epochs=3, batch_size=16, lr=1e30, out=tmp_path, schedule=lambda d: d)
-    assert not list(tmp_path.glob("*.part"))
+        train(tiny(), coloured(), standard, epochs=3, batch_size=16, lr=1e30, out=tmp_path,
+              schedule=lambda done: 1e-32 if done < 1 / 3 else 1.0)  # fmt: skip
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert len(state["history"]) == 1 and all(v.isfinite().all() for v in state["model"].values())
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_bf16_stays_near_float32():

@@ -1,6 +1,8 @@
 """The zoo: what is shipped is what was recorded, and recipes make what they say."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,6 +30,28 @@ def test_shipped_network_loads_and_answers(name):
 def test_the_two_shipped_networks_differ_in_the_objective_alone():
     standard, robust = (zoo.recipe(f"cifar10-resnet8-{kind}") for kind in ("standard", "at"))
     assert {k for k in standard if standard[k] != robust[k]} == {"about", "objective"}
+
+
+def test_the_recipe_is_the_one_that_made_the_weights():
+    for name in SHIPPED:
+        assert zoo.info(name)["made_by"] == zoo.recipe(name)
+
+
+SCRIPT = """
+from lrc import zoo
+change = [{"training": {"seed": s}} for s in (0, 1)]
+zoo.obtain_all([("shapes-resnet8-standard", c) for c in change], limit=40)
+"""
+
+
+@pytest.mark.parametrize(("head", "status"), [("if True:", 1), ('if __name__ == "__main__":', 0)])
+def test_side_by_side_needs_a_main_guard_and_says_so(tmp_path, head, status):
+    body = "\n".join(f"    {line}" for line in SCRIPT.splitlines())
+    (tmp_path / "script.py").write_text(f"{head}\n{body}\n")
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == status, result.stderr
+    assert ("put its code under" in result.stderr) == bool(status)
+    assert len(list((tmp_path / "cache").rglob("weights.safetensors"))) == (0 if status else 2)
 
 
 def test_the_metrics_are_those_of_the_recipe():

@@ -244,8 +244,9 @@ def command(argv: list[str] | None = None) -> int:
     commands.add_parser("stage").add_argument("folder", type=Path)
     commands.add_parser("check")
     args = parser.parse_args(argv)
-    if os.environ.get("LRC_DATA"):  # kernels run in another folder
-        os.environ["LRC_DATA"] = str(Path(os.environ["LRC_DATA"]).resolve())
+    for name in ("LRC_DATA", "LRC_CACHE"):  # kernels run in another folder
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).resolve())
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # never a kernel from the user's own folder
     try:
         return {"execute": _execute, "store": _store, "stage": _stage, "check": _check}[args.command](args)
@@ -269,8 +270,9 @@ def _execute(args: argparse.Namespace) -> int:
 
 
 def _store(args: argparse.Namespace) -> int:
-    """One thread a kernel: sums come out the same whatever the number of cores."""
+    """On the CPU, one thread a kernel: sums come out the same whatever the machine has."""
     os.environ.pop("LRC_LIMIT", None)
+    os.environ["LRC_DEVICE"] = "cpu"
     book = ROOT / "book"
     runs = execute_all(chapters(book, args.chapters), profile=STORED, jobs=args.jobs, threads=1)
     publish([r for r in runs if not r.problems], book, STORED)
