@@ -13,7 +13,8 @@ from scipy.optimize import linprog
 from torch import Generator, nn
 
 from lrc.attacks import apgd, cw, fab, nattack, nes, pgd, square
-from lrc.attacks.apgd import checkpoints
+from lrc.attacks.apgd import _judge, checkpoints
+from lrc.attacks.apgd import _State as _Walk
 from lrc.attacks.balls import ball, distance, unit
 from lrc.attacks.common import ascent, check
 from lrc.attacks.fab import to_hyperplane
@@ -254,6 +255,22 @@ def test_apgd_is_algorithm_1_of_the_paper(norm, loss):
         rows = slice(i, i + 1)
         expected = algorithm_1(model, x[rows], y[rows], start[rows], **options)
         torch.testing.assert_close(found[rows], expected, rtol=0, atol=1e-9)
+
+
+def test_a_checkpoint_halves_the_step_where_steps_fail_or_the_best_stands_still():
+    """Four images: all well; too few rises; no better best; no better best, but halved at the last checkpoint."""
+    x, v = torch.rand(4, 2), torch.ones(4)
+    rises, halved = torch.tensor([9, 7, 9, 9]), torch.tensor([False, False, False, True])
+    best, mark, where = torch.tensor([2.0, 2.0, 1.0, 1.0]), v, torch.zeros(4, 2)
+    rows = torch.arange(4)
+    state = _Walk(rows, ball(x, 0.1, "linf"), rows, x, x, x, 0 * v, where, where, best, v, rises, halved, mark, halved)
+    judged = _judge(state, gap=10)
+    assert judged.step.tolist() == [1.0, 0.5, 0.5, 1.0] and judged.halved.tolist() == [False, True, True, False]
+    assert torch.equal(judged.z[1:3], where[1:3]) and torch.equal(judged.z[[0, 3]], x[[0, 3]])
+    assert judged.loss.tolist() == [0.0, 2.0, 1.0, 0.0] and judged.mark.tolist() == best.tolist()
+    assert judged.rises.eq(0).all()
+    exactly = _judge(_Walk(*{**vars(state), "rises": torch.tensor([6, 5, 6, 5])}.values()), gap=8)
+    assert exactly.halved.tolist() == [False, True, True, True]  # 6 of 8 are 75 %, which is enough
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -23,7 +23,7 @@ import lrc
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
+EXTRAS = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "peers"}  # what the commands install
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # names that differ there
 
 
