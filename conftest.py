@@ -17,3 +17,6 @@ def pytest_configure() -> None:
     import matplotlib
 
     matplotlib.use("Agg")  # not by MPLBACKEND: kernels would inherit it
+
+
+collect_ignore_glob = ["tests/benchmarks/*"]  # scripts, some with packages that only the extra `peers` brings
