@@ -17,6 +17,7 @@ from lrc.attacks.apgd import apgd
 from lrc.attacks.balls import ball
 from lrc.attacks.common import attacked, check
 from lrc.attacks.fab import fab
+from lrc.attacks.folding import agrees, folded
 from lrc.attacks.journal import Batch, Journal, digest, model_digest
 from lrc.attacks.losses import fooled
 from lrc.attacks.square import square
@@ -137,6 +138,7 @@ def autoattack(
         seed = journal.begin(_identity(model, x, y, eps, norm, parts), seed=seed)
     seed = new_seed() if seed is None else seed
     batches = [] if journal is None else journal.read()
+    quick = folded(model) if version == "standard" else model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the network gave NaN or infinite logits")
         for number, (name, attack) in enumerate(parts.items()):
@@ -145,7 +147,7 @@ def autoattack(
             for rows in track(chunks, description=name, disable=not progress):
                 anew = Generator().manual_seed((seed + number) % 2**63)  # the same for each batch of a part
                 seeded = partial(attack, eps=eps, generator=anew)
-                batches.append(_judged(model, x, y, rows, part=number, eps=eps, norm=norm, attack=seeded))
+                batches.append(_judged(model, x, y, rows, part=number, eps=eps, norm=norm, attack=seeded, quick=quick))
                 if journal is not None:
                     journal.write(len(batches), batches[-1])
     return _verdicts(x, batches, tuple(parts))
@@ -190,12 +192,21 @@ def _pending(batches: list[Batch], count: int, part: int) -> Int[Tensor, "m"]:
 
 
 def _judged(
-    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, *, part: int, eps: float, norm: str, attack: Attack
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    *,
+    part: int,
+    eps: float,
+    norm: str,
+    attack: Attack,
+    quick: nn.Module,
 ) -> Batch:
-    """One batch attacked, and what the model says about it."""
+    """One batch attacked, through the quick twin of the model where the two agree; and what the model says about it."""
     device = next((p.device for p in model.parameters()), x.device)
     x, y = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    x_adv = attack(model, x, y)
+    x_adv = attack(quick if quick is model or agrees(quick, model, x) else model, x, y)
     if not ball(x, eps, norm).contains(x_adv).all():
         raise InputError(f"{_described(attack)} left the ball of radius {eps} in {norm}: it must stay inside")
     with attacked(model, x, y, eps=eps) as (victim, _, labels):

@@ -87,21 +87,26 @@ def unit(v: Float[Tensor, "n *shape"], norm: str) -> Float[Tensor, "n *shape"]:
     """The steepest step of length one along each v: its sign for "linf", v / |v| for "l2"; 0 where v is 0 or NaN."""
     if norm == "linf":
         return v.sign()
-    peak = spread(v.flatten(1).abs().amax(1), v)
+    peak = v.abs().amax(within(v), keepdim=True)
     v = torch.where((peak > 0) & peak.isfinite(), v / peak, 0.0)  # first, or the squares of small gradients vanish
     return v / norms(v).clamp(min=1)
 
 
 def norms(delta: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *ones"]:
     """L2 norm of each image, shaped to multiply the batch."""
-    return spread(delta.flatten(1).norm(dim=1), delta)
+    return torch.linalg.vector_norm(delta, 2, within(delta), keepdim=True)
 
 
 def distance(z: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], norm: str) -> Float[Tensor, "n"]:
     """Distance of each z from its x, in double precision where the device has it."""
     order = torch.inf if norm == "linf" else 2
     wide = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(z.to(wide).sub(x).flatten(1), order, dim=1)
+    return torch.linalg.vector_norm(z.to(wide).sub(x), order, within(x))
+
+
+def within(v: Float[Tensor, "n *shape"]) -> tuple[int, ...]:
+    """The dimensions inside an image, to reduce over; flattening them would copy what is channels-last."""
+    return tuple(range(1, v.dim()))
 
 
 def spread(values: Shaped[Tensor, "n"], like: Float[Tensor, "n *shape"]) -> Shaped[Tensor, "n *ones"]:

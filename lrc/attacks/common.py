@@ -147,6 +147,8 @@ def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "labels"], eps: float) ->
         raise InputError(
             f"images must be float32 or float64, not {x.dtype}: for half precision run under torch.autocast"
         )
+    if x.dim() < 2:
+        raise InputError(f"images must be (n, ...), not {tuple(x.shape)}: put one image into a batch with x[None]")
     if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
         raise InputError(
             f"images must lie in [0, 1], these in [{x.amin():g}, {x.amax():g}]: divide by 255, "

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import ball, distance, spread
+from lrc.attacks.balls import ball, distance, spread, within
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin, targeted_margin
 from lrc.errors import InputError
@@ -166,7 +166,7 @@ def _objective(victim: Victim, run: _Run, *, confidence: float) -> tuple[Tensor,
         image = (torch.tanh(w) + 1) / 2
         logits = victim(image)
         hinge = (-_lead(logits, run.y)).clamp(min=-confidence).to(w.dtype)
-        values = (image - run.x).square().flatten(1).sum(1) + run.c * hinge
+        values = (image - run.x).square().sum(within(run.x)) + run.c * hinge
         (gradient,) = torch.autograd.grad(values.sum(), w)
     return gradient, image.detach(), values.detach(), logits.detach()
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import SLACK, ball, distance, spread, unit
+from lrc.attacks.balls import SLACK, ball, distance, spread, unit, within
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import fooled, likely_targets, pick
 from lrc.attacks.streams import image_keys, normal
@@ -111,21 +111,26 @@ def _run(victim: Victim, s: _State, best: Tensor, *, steps: int, norm: str, eps:
     """The steps of one run; writes what it finds into `best`, returns the images still in the search."""
     if not len(s.row):
         return s
-    gap, gradient, _ = _boundary(victim, s.z, s.y, norm=norm)
+    gap, gradient, hit = _boundary(victim, s.z, s.y, norm=norm)
     for _ in range(steps):
         z = _step(s, gap, gradient, norm=norm)
-        gap, gradient, hit = _boundary(victim, z, s.y, norm=norm)
+        likely = hit  # what was misclassified before will mostly be so again, and then needs no gradient where it is
+        gap, gradient, hit = gap.clone(), gradient.clone(), hit.clone()
+        if not likely.all():
+            gap[~likely], gradient[~likely], hit[~likely] = _boundary(victim, z[~likely], s.y[~likely], norm=norm)
+        if likely.any():
+            hit[likely] = fooled(victim.logits(z[likely]), _true(s.y[likely]))
         away = distance(z, s.x, norm)
         better = hit & (away < s.nearest)
         best[s.row[better]] = z[better]
         z = torch.where(spread(hit, z), s.x + BACKWARD * (z - s.x), z)
         s = replace(s, z=z, nearest=torch.where(better, away, s.nearest))
-        if hit.any():
-            gap, gradient = gap.clone(), gradient.clone()
-            gap[hit], gradient[hit], _ = _boundary(victim, z[hit], s.y[hit], norm=norm)
+        anew = hit | likely
         if eps is not None:
             going = s.nearest > eps * (1 - SLACK)
-            s, gap, gradient = s[going], gap[going], gradient[going]
+            s, gap, gradient, hit, anew = s[going], gap[going], gradient[going], hit[going], anew[going]
+        if anew.any():
+            gap[anew], gradient[anew], _ = _boundary(victim, s.z[anew], s.y[anew], norm=norm)
         if not len(s.row):
             break
     return s
@@ -135,7 +140,7 @@ def _step(s: _State, gap: Tensor, gradient: Tensor, *, norm: str) -> Tensor:
     """The next point: beyond the hyperplane gap + <gradient, . - z> = 0, from z and a little from x."""
     zero = torch.zeros_like(s.z)
     from_z = to_hyperplane(s.z, gradient, -gap, norm=norm)
-    gap_at_x = gap + (gradient * (s.x - s.z)).flatten(1).sum(1)
+    gap_at_x = gap + (gradient * (s.x - s.z)).sum(within(zero))
     from_x = to_hyperplane(s.x, gradient, -gap_at_x, norm=norm)
     far_z, far_x = distance(from_z, zero, norm).clamp(min=1e-8), distance(from_x, zero, norm).clamp(min=1e-8)
     weight = spread((far_z / (far_z + far_x)).clamp(max=TO_ORIGIN), zero).to(zero.dtype)
@@ -153,18 +158,17 @@ def to_hyperplane(
     w, need = (w * spread(need.sign(), w)).nan_to_num(), need.abs()
     room = torch.where(w > 0, 1 - x, x)
     size = w.abs()
-    pace = torch.ones_like(w) if norm == "linf" else size
-    t = torch.zeros_like(need)
+    pace = size if norm == "l2" else 1.0
+    weight, t = size * pace, torch.zeros_like(need)
     for _ in range(ROUNDS):
         reach = spread(t, x) * pace
-        free = reach < room
-        missing = need - (size * torch.minimum(reach, room)).flatten(1).sum(1)
-        slope = (size * pace * free).flatten(1).sum(1)
+        missing = need - (size * torch.minimum(room, reach)).sum(within(x))
+        slope = torch.where(room > reach, weight, 0.0).sum(within(x))
         going = (missing > 1e-6 * need) & (slope > 0)
         if not going.any():
             break
         t = torch.where(going, t + missing / slope, t)
-    return w.sign() * torch.minimum(spread(t, x) * pace, room)
+    return w.sign() * torch.minimum(room, spread(t, x) * pace)
 
 
 def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +177,7 @@ def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tenso
         gradient, gap, logits = ascent(
             victim, z, y, loss=lambda out, pair: pick(out, pair[:, 1]) - pick(out, pair[:, 0])
         )
-        return gap.to(z.dtype), gradient, fooled(logits, y[:, 0])
+        return gap.to(z.dtype), gradient, fooled(logits, _true(y))
     logits, jacobian = _jacobian(victim, z)
     rows = torch.arange(len(z), device=z.device)
     gaps = (logits - pick(logits, y)[:, None]).to(z.dtype)
@@ -182,6 +186,10 @@ def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tenso
     away = (gaps.abs() / dual.clamp(min=1e-12)).scatter(1, y[:, None], torch.inf)
     nearest = away.argmin(1)
     return gaps[rows, nearest], gradients[rows, nearest], fooled(logits, y)
+
+
+def _true(y: Tensor) -> Tensor:
+    return y if y.dim() == 1 else y[:, 0]
 
 
 def _lead(logits: Tensor, y: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import ball, spread, unit
+from lrc.attacks.balls import ball, spread, unit, within
 from lrc.attacks.common import attacked, input_gradient, laid_out_like
 from lrc.attacks.losses import Loss, loss_function
 from lrc.attacks.streams import image_keys, uniform
@@ -67,7 +67,7 @@ def mifgsm(
         for turn in range(steps):
             seen = _Diverse(victim, keys, turn, diversity, smallest) if diversity else victim
             gradient = input_gradient(seen, z, labels, loss=objective)
-            size = gradient.abs().flatten(1).sum(1)
+            size = gradient.abs().sum(within(z))
             slope = decay * slope + torch.where(spread(size > 0, z), gradient / spread(size, z), 0.0)
             z = inside.project(z + length * unit(slope, norm))
     return laid_out_like(x, z)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, spread
+from lrc.attacks.balls import Ball, ball, norms, spread
 from lrc.attacks.common import Rows, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin
 from lrc.attacks.streams import image_keys, signs, uniform
@@ -177,8 +177,7 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def _at_radius(inside: Ball, delta: Tensor) -> Tensor:
-    length = spread(delta.flatten(1).norm(dim=1).clamp(min=1e-12), delta)
-    return inside.project(inside.x + delta * (inside.eps / length))
+    return inside.project(inside.x + delta * (inside.eps / norms(delta).clamp(min=1e-12)))
 
 
 def _tent(side: int, like: Tensor) -> Float[Tensor, "2 side side"]:
