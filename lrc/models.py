@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
+from lrc.defences import CAS, JPEG, Guarded
 from lrc.errors import InputError
 
 __all__ = ["Normalize", "ResNet", "VGG", "build", "resnet8", "resnet18", "vgg6"]
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
         classes: number of classes.
         stem: kernel size and stride of the first convolution; (3, 1) is the CIFAR ResNet, (4, 2) a quarter of its cost.
         mean, std: normalization by channel as the first layer.
+        suppress: put a `lrc.defences.CAS` layer after each block of the last stage.
         generator: source of the initial weights; PyTorch's global one if absent.
     """
 
@@ -73,6 +75,7 @@ class ResNet(nn.Module):
         stem: tuple[int, int] = (3, 1),
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        suppress: bool = False,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -80,12 +83,15 @@ class ResNet(nn.Module):
         self.normalize = Normalize(mean, std)
         kernel, stride = stem
         self.stem, self.bn = _conv(3, width, kernel=kernel, stride=stride), nn.BatchNorm2d(width)
-        stages, inputs = [], width
+        stages: list[nn.Module] = []
+        inputs = width
         for i, depth in enumerate(blocks):
             outputs = width * 2**i
             for j in range(depth):
                 stages.append(BasicBlock(inputs, outputs, stride=2 if i > 0 and j == 0 else 1))
                 inputs = outputs
+                if suppress and i == len(blocks) - 1:
+                    stages.append(CAS(outputs, classes))
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = skip_init(nn.Linear, inputs, classes)
@@ -169,12 +175,16 @@ def vgg6(classes: int = 10, *, width: int = 32, **options: Any) -> VGG:
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet8": resnet8, "vgg6": vgg6}
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
     """The network called `name`, with the options of its builder.
+
+    Args:
+        jpeg: quality of a JPEG compression in front of the network, as a part of it; none if absent.
 
     Raises:
         InputError: there is no such network; the message lists those there are.
     """
     if name not in BUILDERS:
         raise InputError(f"no network is called {name!r}; there are {', '.join(BUILDERS)}")
-    return BUILDERS[name](**options)
+    network = BUILDERS[name](**options)
+    return network if jpeg is None else Guarded(JPEG(jpeg), network)

@@ -22,6 +22,7 @@ def pgd(
     norm: str = "linf",
     loss: str | Loss = "ce",
     random_start: bool = True,
+    start: Float[Tensor, "n *shape"] | None = None,
     restarts: int = 1,
     target: Int[Tensor, "n"] | None = None,
     generator: Generator | None = None,
@@ -39,6 +40,7 @@ def pgd(
         loss: "ce", "margin" (Carlini & Wagner), "dlr" (Croce & Hein), or a function (logits, y) -> (n,); in a
             targeted attack its y (n, 2) are pairs of label and target.
         random_start: start at a uniformly random point of the ball instead of at x.
+        start: start here, moved into the ball, whatever `random_start` says.
         restarts: number of runs; a further one is made, from another random start, for images that are not yet fooled.
         target: the class that each image is to be taken for; absent, any but its own.
         generator: of the random starts, on any device; each image's depends on it and on the image alone
@@ -49,7 +51,7 @@ def pgd(
 
     Raises:
         InputError: x not in [0, 1] or in half precision, labels out of range, eps negative, steps < 0,
-            restarts < 1, an unknown norm or loss.
+            restarts < 1 (or more than one from a `start`), an unknown norm or loss.
 
     Warns:
         RuntimeWarning: the network gave NaN or infinite logits.
@@ -66,17 +68,22 @@ def pgd(
         raise InputError(f"steps must be >= 0, not {steps}")
     if restarts < 1:
         raise InputError(f"restarts must be >= 1, not {restarts}")
+    if restarts > 1 and start is not None:
+        raise InputError(
+            f"{restarts} runs from one and the same start would all end alike: leave out start or restarts"
+        )
     objective = loss_function(loss, targeted=target is not None)
     length = 2.5 * eps / max(steps, 1) if step is None else step
     with attacked(model, x, y, eps=eps, target=target) as (victim, images, labels):
         balls = ball(images, eps, norm)
-        keys = image_keys(images, generator) if random_start else None
+        keys = image_keys(images, generator) if random_start and start is None else None
+        origin = images if start is None else balls.project(start.detach().to(images.dtype))
         found = images.clone()
         left = torch.arange(len(images), device=images.device)
         for restart in range(restarts):
             inside, goals = (balls, labels) if restart == 0 else (balls[left], labels[left])
-            start = inside.x if keys is None else inside.sample(keys[left], draw=2 * restart)
-            found[left] = _walk(victim, start, goals, inside=inside, steps=steps, step=length, loss=objective)
+            begin = origin[left] if keys is None else inside.sample(keys[left], draw=2 * restart)
+            found[left] = _walk(victim, begin, goals, inside=inside, steps=steps, step=length, loss=objective)
             if restart + 1 < restarts:
                 left = left[~fooled(victim.logits(found[left]), goals)]
             if not len(left):
