@@ -10,7 +10,9 @@ from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram
 from torch import Tensor
 
-__all__ = ["curves", "images", "matrix", "rows", "tree"]
+from lrc.evaluation import Report
+
+__all__ = ["curves", "images", "matrix", "report", "rows", "tree"]
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
@@ -114,4 +116,32 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
+    return ax
+
+
+def report(
+    found: Report,
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A bar for the accuracy as it is, under each attack and in the worst case, with its 95 % interval.
+
+    Dots are the superclasses, where there are any.
+    """
+    ax = ax or plt.subplots(figsize=(5, 0.8 + 0.4 * len(found.names)), layout="constrained")[1]
+    for place, name in enumerate(found.names):
+        rate = found.accuracy(name)
+        low, high = rate.interval
+        error = [[100 * (rate.value - low)], [100 * (high - rate.value)]]
+        ax.barh(place, 100 * rate.value, xerr=error, height=0.6, color="0.8", ecolor="0.3", capsize=3)
+        for group, (superclass, part) in enumerate(found.by_superclass(name).items()):
+            colour = COLOURS[group % len(COLOURS)]
+            ax.plot(100 * part.value, place, "o", ms=4, color=colour, label="" if place else superclass)
+    ax.set_yticks(range(len(found.names)), found.names)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="images classified rightly, %", title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    if 0 < len(found.superclasses) <= len(COLOURS):
+        ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

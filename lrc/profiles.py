@@ -33,6 +33,7 @@ class Profile:
         standard, robust: networks of the zoo, trained without and with adversarial examples.
         n_test: test images that accuracies are measured on.
         n_curve: test images for each point of a curve.
+        n_attack: test images for AutoAttack.
         steps: steps of the attack in a measurement.
         seeds: repetitions with other seeds.
         sweep: training images of each network that a chapter trains to compare variants of the built-in data.
@@ -49,6 +50,7 @@ class Profile:
     robust: str
     n_test: int
     n_curve: int
+    n_attack: int
     steps: int
     seeds: int
     sweep: int
@@ -69,6 +71,7 @@ _PROFILES = {
             robust="shapes-resnet8-at",
             n_test=1000,
             n_curve=250,
+            n_attack=50,
             steps=10,
             seeds=3,
             sweep=1600,
@@ -83,6 +86,7 @@ _PROFILES = {
             robust="cifar10-resnet8-at",
             n_test=2000,
             n_curve=250,
+            n_attack=64,
             steps=20,
             seeds=3,
             sweep=1600,
@@ -97,6 +101,7 @@ _PROFILES = {
             robust="cifar10-resnet18-at",
             n_test=10_000,
             n_curve=1000,
+            n_attack=1000,
             steps=20,
             seeds=3,
             sweep=1600,
@@ -162,6 +167,7 @@ def _limited(p: Profile, most: int) -> Profile:
         limit=most,
         n_test=min(p.n_test, most),
         n_curve=min(p.n_curve, most),
+        n_attack=min(p.n_attack, most),
         sweep=min(p.sweep, most),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two

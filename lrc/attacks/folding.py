@@ -1,5 +1,7 @@
 """A network that computes the same in less time: batch norm folded into the convolutions before it."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
@@ -17,8 +19,8 @@ TOLERANCE = 1e-4  # of the largest logit
 def folded(model: nn.Module) -> nn.Module:
     """The network in eval mode with each batch norm that follows a convolution folded into a copy of it.
 
-    Equal to the model up to rounding, a tenth faster, and sharing all its other layers. Where that cannot be had (hooks,
-    a forward pass that torch.fx cannot trace, nothing to fold), the model itself.
+    Equal to the model up to rounding, a tenth faster, sharing all its other layers. Where that cannot be had (hooks, a
+    forward pass that torch.fx cannot trace, nothing to fold), the model itself.
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return model
@@ -31,8 +33,8 @@ def folded(model: nn.Module) -> nn.Module:
         return model
     with untouched(model):
         for i, (convolution, normalization) in enumerate(pairs):
-            layers = [wiring.root.get_submodule(str(node.target)) for node in (convolution, normalization)]
-            layer = fuse_conv_bn_eval(*layers)
+            layers: Any = [wiring.root.get_submodule(str(node.target)) for node in (convolution, normalization)]
+            layer = fuse_conv_bn_eval(layers[0], layers[1])
             channels_last = isinstance(layer, nn.Conv2d) and layer.weight.device.type == "cpu"
             wiring.root.add_module(
                 f"folded{i}", layer.to(memory_format=torch.channels_last) if channels_last else layer

@@ -41,8 +41,7 @@ def logits(
     """
     if not len(images):
         raise InputError("there are no images to classify")
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), images.x.device)
-    out = []
+    device, out = device_of(model, images), []
     with untouched(model):
         for x, y in batches(images, batch_size):
             x, y = x.to(device), y.to(device)
@@ -67,3 +66,8 @@ def accuracy(
     """
     z = logits(model, images, attack=attack, batch_size=batch_size, generator=generator)
     return int((z.argmax(1).cpu() == images.y.cpu()).sum()) / len(images)
+
+
+def device_of(model: nn.Module, images: Images) -> torch.device:
+    """That of the model, or where it has no weights that of the images."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), images.x.device)
