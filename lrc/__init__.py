@@ -23,7 +23,7 @@ from lrc.clustering import (
 )
 from lrc.data import Images
 from lrc.errors import InputError
-from lrc.evaluation import accuracy, logits
+from lrc.evaluation import Report, accuracy, evaluate, logits
 from lrc.linearization import affine_map, linear_map, linearize
 from lrc.profiles import profile
 from lrc.training import train
@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Images",
     "InputError",
+    "Report",
     "accuracy",
     "affine_map",
     "agreement",
@@ -42,6 +43,7 @@ __all__ = [
     "contrast",
     "cut",
     "data",
+    "evaluate",
     "feature_distance",
     "hierarchy",
     "linear_map",

@@ -24,7 +24,8 @@ import lrc
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "peers"}  # what the commands install
-CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # names that differ there
+# Names that differ there
+CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib", "lightning": "lightning-fabric"}
 
 
 def requirements(lines):

@@ -1,6 +1,6 @@
 """Labelled images kept whole in memory, and batches of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ class Images:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.x.shape[1:]))
-        return f"Images({len(self)} of {shape}, {len(self.classes)} classes)"
+        return f"{type(self).__name__}({len(self)} of {shape}, {len(self.classes)} classes)"
 
     def subset(self, which: int | Indices) -> "Images":
         """The first `which` images (a view), those at the indices `which` (in that order), or in a mask.
@@ -91,12 +91,14 @@ class Images:
         if isinstance(which, int):
             if not 0 <= which <= len(self):
                 raise InputError(f"{which} images asked for, there are {len(self)}")
-            return replace(self, x=self.x[:which], y=self.y[:which])
-        index = self._rows(which)
+            return self._take(slice(which))
+        return self._take(self._rows(which))
+
+    def _take(self, index: slice | Int64[Tensor, " m"]) -> "Images":
         return replace(self, x=self.x[index], y=self.y[index])
 
     def _rows(self, which: Indices) -> Int64[Tensor, " m"]:
-        index = torch.as_tensor(which, device=self.x.device)
+        index = torch.as_tensor(which, device=self.y.device)
         if index.dtype == torch.bool and len(index) == len(self):
             return index.nonzero()[:, 0]
         index = index.long()
@@ -116,7 +118,8 @@ class Images:
         new[kept] = torch.arange(len(kept), device=self.y.device)
         mask = new[self.y] >= 0
         hierarchy = self.hierarchy and self.hierarchy.select(kept)
-        return Images(self.x[mask], new[self.y[mask]], tuple(self.classes[i] for i in kept), hierarchy)
+        names = tuple(self.classes[i] for i in kept)
+        return replace(self.subset(mask), y=new[self.y[mask]], classes=names, hierarchy=hierarchy)
 
     def _index(self, name: str | int) -> int:
         if isinstance(name, str) and name in self.classes:
@@ -150,6 +153,11 @@ class Images:
         """All images, or those at `indices`, as float32 in [0, 1], channels-last."""
         return _to_float(self.x if indices is None else self.x[self._rows(indices)])
 
+    def read(self, parts: Iterable[slice | Int64[Tensor, " b"]]) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
+        """Bytes (b, channels, height, width) and classes of the images of each part, in their order."""
+        for part in parts:
+            yield self.x[part], self.y[part]
+
 
 Batch = tuple[Float[Tensor, "b channels height width"], Int64[Tensor, " b"]]
 
@@ -162,6 +170,8 @@ def batches(
     augment: bool = False,
     generator: torch.Generator | None = None,
     drop_last: bool = False,
+    skip: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One epoch of batches (x, y) on the device of the images: x float32 in [0, 1], channels-last.
 
@@ -169,31 +179,34 @@ def batches(
     them. All random numbers of the epoch are drawn at the call, from `generator` (or torch's own), so that
     they depend neither on the device of the images nor on the batch size; a CPU generator serves any device.
 
+    The first `skip` batches are left out, as if they had been taken already. With `share` (i, n) there are only every
+    n-th image of each batch, from the i-th on: the share of the i-th of n processes.
+
     Raises InputError for a batch size below 1.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}, expected at least 1")
-    n, device = len(images), images.x.device
+    n, device = len(images), images.y.device
     source = torch.device("cpu") if generator is None else generator.device
     order = torch.randperm(n, generator=generator, device=source).to(device) if shuffle else None
     moves = _moves(n, generator, source).to(device) if augment else None
-    return _batches(images, range(0, n - batch_size + 1 if drop_last else n, batch_size), order, moves)
+    starts = range(skip * batch_size, n - batch_size + 1 if drop_last else n, batch_size)
+    parts = [slice(start + share[0], start + batch_size, share[1]) for start in starts]
+    return _batches(images, parts, order, moves)
 
 
 def _batches(
     images: Images,
-    starts: range,
+    parts: list[slice],
     order: Int64[Tensor, " n"] | None,
     moves: Int64[Tensor, "3 n"] | None,
 ) -> Iterator[Batch]:
-    for start in starts:
-        part = slice(start, start + starts.step)
-        index = part if order is None else order[part]
-        x = images.x[index]
+    read = images.read(part if order is None else order[part] for part in parts)
+    for part, (x, y) in zip(parts, read, strict=True):
         if moves is not None:
             top, left, flip = moves[:, part]
             x = crop_flip(x, top=top, left=left, flip=flip.bool())
-        yield _to_float(x), images.y[index]
+        yield _to_float(x), y
 
 
 def _moves(n: int, generator: torch.Generator | None, device: torch.device) -> Int64[Tensor, "3 n"]:

@@ -1,0 +1,235 @@
+"""The commands that look at networks and data, and the entry point."""
+
+import importlib
+import sys
+import warnings
+from fractions import Fraction
+from functools import partial
+from json import loads
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Generator, nn
+
+import lrc
+from lrc import zoo
+from lrc.attacks import pgd
+from lrc.data import Images
+from lrc.data.cache import folder
+from lrc.errors import InputError
+from lrc.models import build
+from lrc.profiles import device
+
+app = typer.Typer(
+    help="Linearize a classifier, and see whether its classes cluster by meaning.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+zoo_app = typer.Typer(help="The trained networks: list, show, remake.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A network of the zoo, a folder that `lrc train` wrote, or MODULE:FUNCTION to build one's own."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
+Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
+Data = Annotated[
+    str, typer.Option(help="Test images: cifar10, cifar100 or shapes; that of the recipe, or cifar10, by default.")
+]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    data: Data = "",
+    count: Count = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+) -> None:
+    """Is it robust, and do its classes cluster? Accuracy, contrast of C, permutation test, and the tree cut in two."""
+    network, test, source = _subject(model, weights, data, count)
+    if test.hierarchy is None:
+        raise InputError(f"{source} has no superclasses to compare with")
+    W, groups = lrc.linear_map(network, tuple(test.x.shape[1:])), test.hierarchy.groups()
+    if len(W) != len(test.classes):
+        raise InputError(f"{model} has {len(W)} classes, {source} has {len(test.classes)}: give its --data")
+    attack = partial(pgd, eps=zoo.EPS, steps=steps, step=2 / 255)
+    robust = lrc.accuracy(network, test, attack=attack, generator=Generator().manual_seed(0))
+
+    table = Table(title=f"{model} on {len(test)} test images of {source}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("clean accuracy", f"{lrc.accuracy(network, test):.1%}")
+    table.add_row(f"accuracy under PGD-{steps}, Linf 8/255", f"{robust:.1%}")
+    for kind, centre in (("raw", False), ("centred", True)):
+        C = lrc.class_correlation(W, centre=centre)
+        result = lrc.permutation_test(C, groups)
+        table.add_row(f"contrast, {kind}", f"{result.statistic:.3f}")
+        table.add_row(f"  rank of the true superclasses, {kind}", f"{result.rank} of {result.n_splits}")
+        table.add_row(f"  p value, {kind}", f"{result.p_value:.4f}")
+        found = lrc.cut(lrc.tree(C), len(groups))
+        table.add_row(f"  adjusted Rand index of the tree, {kind}", f"{lrc.agreement(found, groups):.2f}")
+    Console().print(table)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    weights: Weights = None,
+    data: Data = "",
+    attack: Annotated[list[str] | None, typer.Option(help="pgd and autoattack by default; repeat it for more.")] = None,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, in units of a pixel in [0, 1].")] = "8/255",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    count: Count = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(help="Of the attacks' random choices.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder: what was broken off goes on from there.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the report, as JSON.")] = None,
+    surrogate: Annotated[str, typer.Option(help="Another network, to transfer examples from.")] = "",
+    masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
+) -> None:
+    """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
+    radius = _number(eps)
+    if json is not None and not json.absolute().parent.is_dir():  # before hours of attacks, not after
+        raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
+    network, test, _ = _subject(model, weights, data, count)
+    report = lrc.evaluate(
+        network, test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm, batch_size=batch_size,
+        generator=Generator().manual_seed(seed), out=out, masking=masking,
+        surrogate=_network(surrogate, None)[0] if surrogate else None, progress=sys.stdout.isatty(),
+    )  # fmt: skip
+    Console().print(report)
+    if json is not None:
+        _write(json, report.to_json())
+
+
+@app.command("data")
+def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar100 or shapes.")]) -> None:
+    """Find a data set (download and decode it if need be), and say what is in it."""
+    for split in ("train", "test"):
+        found = lrc.data.named(name, split)
+        print(f"{name} {split}: {found}")
+    print(f"cache: {folder()}")
+
+
+@zoo_app.command("list")
+def list_command() -> None:
+    """The networks there are recipes for, with their figures where they are shipped."""
+    table = Table("name", "about", "clean", "PGD-20")
+    for name in zoo.names():
+        record = zoo.info(name)
+        figures = record.get("figures")
+        shown = (f"{figures['clean']:.1%}", f"{figures['pgd20']:.1%}") if figures else ("-", "-")
+        table.add_row(name, record["recipe"]["about"], *shown)
+    Console().print(table)
+
+
+@zoo_app.command()
+def show(name: str) -> None:
+    """Recipe and figures of one network, as JSON."""
+    Console().print_json(data=zoo.info(name))
+
+
+@zoo_app.command()
+def make(
+    names: Annotated[list[str] | None, typer.Argument(help="Recipes; by default all to be shipped.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints: what was broken off goes on from there.")] = Path(
+        "_build/zoo"
+    ),
+) -> None:
+    """Train networks by their recipes, measure them, and write weights and figures into the package."""
+    for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
+        figures = zoo.make(name, work=work, progress=sys.stderr.isatty())["figures"]
+        print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
+
+
+def _subject(model: str, weights: Path | None, data: str, count: int) -> tuple[nn.Module, Images, str]:
+    """The network that the user named, some test images for it, and the name of their data set."""
+    network, options = _network(model, weights)
+    if data:
+        options = {"name": data}
+    source = str(options.pop("name", "cifar10"))
+    test = lrc.data.named(source, "test", **options)
+    return network, test.subset(min(count, len(test))), source
+
+
+def _network(model: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that the user named, in eval mode; name and options of the data set it was trained on, if known."""
+    if ":" in model and not Path(model).is_dir():
+        return _own(model, weights).to(device()).eval(), {}
+    if weights is not None:
+        raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
+    if model in zoo.names() or not Path(model).is_dir():
+        network, section = zoo.obtain(model), zoo.recipe(model)["data"]
+    else:
+        network, section = _trained(Path(model))
+    return network, {k: v for k, v in section.items() if k not in ("validation", "limit")}
+
+
+def _trained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a folder that `lrc train` wrote, and the section of its data."""
+    try:
+        config = loads((folder / "config.json").read_text())
+        options = dict(config["network"])
+        network = build(options.pop("name"), **options)
+        network.load_state_dict(load_file(folder / "weights.safetensors"))
+        section = dict(config["data"])
+    except InputError:
+        raise
+    except Exception as error:  # missing, damaged, of another network
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(f"{folder} holds no network of lrc train: {type(error).__name__}: {reason}") from error
+    return network.to(memory_format=torch.channels_last).to(device()).eval(), section
+
+
+def _own(model: str, weights: Path | None) -> nn.Module:
+    """What the user's function builds, with weights from their file, if any."""
+    module, _, function = model.partition(":")
+    if not module or not function:
+        raise InputError(f"{model!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
+    sys.path.insert(0, str(Path.cwd()))  # a module beside the user
+    try:
+        network: Any = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # the user's own code: anything
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot build {model}: {type(error).__name__}: {reason}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{model} gave a {type(network).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        try:
+            network.load_state_dict(load_file(weights))
+        except Exception as error:  # missing, damaged, or of another network: the reader needs the first line only
+            raise InputError(f"{weights}: {str(error).splitlines()[0]}") from error
+    return network
+
+
+def _number(text: str) -> float:
+    """A number, or a fraction written out such as 8/255."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{text!r} is no number: write 0.03 or 8/255") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def main() -> None:
+    """Entry point: what cannot be done becomes one line on stderr and exit status 2; a warning is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"lrc: {message}\n"
+    try:
+        app()
+    except (InputError, FloatingPointError, OSError) as error:
+        print(f"lrc: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,9 @@
+"""The training loop: one for all objectives, on any device, in any number of processes, resumable to the same result.
+
+The same script runs alone, or as several processes under `torchrun`: each takes its share of every batch.
+"""
+
+from lrc.training.loop import train
+from lrc.training.schedules import cosine, milestones
+
+__all__ = ["cosine", "milestones", "train"]

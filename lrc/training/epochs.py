@@ -1,0 +1,179 @@
+"""One epoch: the steps, and what is measured after them."""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lrc.data import Images, batches
+from lrc.data.images import Batch
+from lrc.evaluation import Attack
+from lrc.training import averaging
+from lrc.training.checkpoints import Record, State
+from lrc.training.processes import Fabric, average_gradients, device_of, mean, shared_accuracy
+from lrc.training.reporting import Tell
+from lrc.training.schedules import Schedule
+
+__all__ = ["Plan", "Stop", "Watch", "run_epoch"]
+
+Watch = Callable[[nn.Module], Record]
+"""The network in eval mode to numbers by name, after every epoch."""
+
+Stop = Callable[[list[Record]], str | None]
+"""The metrics so far to the reason for stopping, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What does not change in a training: see `train`."""
+
+    data: Images
+    objective: Callable[..., Tensor]
+    epochs: int
+    batch_size: int
+    augment: bool
+    rate: Schedule  # of learning
+    ema: float | None
+    seed: int
+    validation: Images | None
+    attack: Attack | None
+    watch: Watch | None
+    stop: Stop | None
+    team: Fabric
+    save: Callable[[], None]
+    save_every: int | None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data) // self.batch_size
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch."""
+        return self.steps * self.batch_size
+
+
+def run_epoch(state: State, plan: Plan, epoch: int, tell: Tell) -> None:
+    """One pass over the data, and the measurements after it."""
+    start = time.perf_counter()
+    loss = _pass(state, plan, epoch, tell) / plan.steps
+    record = {"epoch": epoch + 1, "lr": state.optimizer.param_groups[0]["lr"], "loss": loss}
+    with averaging.using(state.average, state.model):
+        record |= _measure(state.model, plan)
+        record = plan.team.broadcast(record | {"seconds": round(time.perf_counter() - start, 3)})
+        if plan.validation is not None and _score(record) >= max(map(_score, [*state.history, record])):
+            state.best.update(averaging.copied(state.model))
+    if plan.stop is not None and (reason := plan.stop([*state.history, record])):
+        record["stopped"] = reason
+    state.history.append(record)
+
+
+def _pass(state: State, plan: Plan, epoch: int, tell: Tell) -> float:
+    """One pass over the data, or what is left of it; the sum of the losses."""
+    order, chance = _generators(plan.seed, epoch)
+    done, total = _begun(state, chance)
+    steps = batches(
+        plan.data, plan.batch_size, shuffle=True, augment=plan.augment, generator=order, drop_last=True,
+        skip=done, share=(plan.team.global_rank, plan.team.world_size),
+    )  # fmt: skip
+    state.model.train()
+    with _layers_drawing(device_of(state.model)) as seed_layers, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the network gave NaN", RuntimeWarning)  # the error below says it
+        for i, batch in enumerate(steps, done):
+            seed_layers(f"{plan.seed}/{epoch}/{i}/{plan.team.global_rank}")
+            rate = plan.rate((epoch + i / plan.steps) / plan.epochs)
+            total += _step(state, plan, batch, rate=rate, generator=chance)
+            if plan.ema is not None:
+                averaging.update(state.average, state.model, decay=plan.ema, step=epoch * plan.steps + i + 1)
+            tell(advance=plan.batch_size)
+            if plan.save_every is not None and (i + 1) % plan.save_every == 0 and i + 1 < plan.steps:
+                total = _mean(total, state, plan)
+                state.within.update(steps=i + 1, loss=total.clone(), chance=chance.get_state())
+                plan.save()
+    state.within.clear()
+    return _mean(total, state, plan).item()
+
+
+def _step(state: State, plan: Plan, batch: Batch, *, rate: float, generator: Generator) -> Tensor:
+    """One step of SGD at that learning rate; its loss."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    with plan.team.autocast():
+        loss = plan.objective(state.model, *batch, generator=generator)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    average_gradients(state.model, plan.team)
+    state.optimizer.step()
+    return loss.detach()
+
+
+def _begun(state: State, chance: Generator) -> tuple[int, Tensor]:
+    """Steps done of the epoch and the sum of their losses; sets the generator to where they left it."""
+    if "chance" in state.within:
+        chance.set_state(state.within["chance"])
+    total = state.within.get("loss", torch.zeros(()))
+    return state.within.get("steps", 0), total.to(device_of(state.model), copy=True)
+
+
+def _mean(total: Tensor, state: State, plan: Plan) -> Tensor:
+    """The mean of the sums of losses over the processes, if training has not run out of the numbers there are."""
+    total = mean(total, plan.team)
+    what = None if total.isfinite() else "loss is"
+    if what is None and not all(value.isfinite().all() for value in state.model.state_dict().values()):
+        what = "weights are"
+    if what is not None:
+        rate = state.optimizer.param_groups[0]["lr"]
+        raise FloatingPointError(f"the {what} no longer finite: lower the learning rate, now {rate:g}")
+    return total
+
+
+def _generators(seed: int, epoch: int) -> tuple[Generator, Generator]:
+    """Fresh generators, for the order and for the objective: an epoch does not depend on those before it."""
+    base = (seed * 100_003 + epoch) * 2
+    return Generator().manual_seed(base), Generator().manual_seed(base + 1)
+
+
+@contextmanager
+def _layers_drawing(device: torch.device) -> Iterator[Callable[[str], None]]:
+    """A function that seeds what layers such as dropout draw from: PyTorch's global generators, put back at the end."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+
+    def seed(text: str) -> None:
+        for generator in generators:
+            generator.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
+
+    try:
+        yield seed
+    finally:
+        for generator, before in zip(generators, states, strict=True):
+            generator.set_state(before)
+
+
+def _measure(model: nn.Module, plan: Plan) -> Record:
+    """Accuracies on the validation images, and what `watch` gives in the first process."""
+    model.eval()
+    record: Record = {}
+    if plan.validation is not None:
+        record["clean"] = shared_accuracy(model, plan.validation, team=plan.team)
+    if plan.validation is not None and plan.attack is not None:
+        generator = Generator().manual_seed(plan.seed)
+        record["robust"] = shared_accuracy(
+            model, plan.validation, team=plan.team, attack=plan.attack, generator=generator
+        )
+    watched = plan.watch(model) if plan.watch is not None and plan.team.is_global_zero else {}
+    return record | json.loads(json.dumps(watched, default=float))  # plain numbers: they go into the checkpoint
+
+
+def _score(record: Record) -> float:
+    """What the best epoch is best at."""
+    return float(record["robust"] if "robust" in record else record["clean"])

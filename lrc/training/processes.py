@@ -1,0 +1,178 @@
+"""A training spread over processes: who is in it, and what they must tell each other to compute what one would.
+
+Each process takes its share of every batch. Gradients are averaged after the backward pass, in one exchange: an
+objective may run the network as often as it likes, frozen, in either mode, or at other weights. Batch norm takes its
+statistics over the whole batch. Attacks need nothing: what they draw depends on the generator and the image.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from os import environ
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrc.data import Images
+from lrc.errors import InputError
+from lrc.evaluation import Attack, accuracy
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:
+    Fabric = Any  # imported when a training starts: it takes two seconds
+
+__all__ = ["Fabric", "average_gradients", "batch_norm_over_all", "device_of", "join", "mean", "shared_accuracy"]
+
+PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
+
+
+def join(device: torch.device, *, precision: str = "float32") -> Fabric:
+    """This process among those that `torchrun` started, on one machine or several; without `torchrun`, it alone.
+
+    Args:
+        device: where this process computes; under `torchrun` only its kind counts, and each gets one of its own.
+        precision: "float32" or "bf16".
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    package = "lightning_fabric" if find_spec("lightning_fabric") else "lightning.fabric"  # there are two distributions
+    engine, environments = import_module(package), import_module(f"{package}.plugins.environments")
+    options: dict[str, Any] = {"accelerator": device.type, "precision": PRECISIONS[precision]}
+    if environments.TorchElasticEnvironment.detect():
+        local = int(environ.get("LOCAL_WORLD_SIZE", 1))
+        options |= {"strategy": "ddp", "devices": local, "num_nodes": int(environ["WORLD_SIZE"]) // local}
+        options["plugins"] = environments.TorchElasticEnvironment()
+    else:
+        options |= {"strategy": "auto", "devices": [device.index or 0] if device.type == "cuda" else 1}
+        options["plugins"] = environments.LightningEnvironment()  # named, so that it looks for no cluster
+    with _unnoticed(package):
+        team = engine.Fabric(**options)
+        team.launch()
+    return team
+
+
+@contextmanager
+def _unnoticed(package: str) -> Iterator[None]:
+    """Without the notes that the package logs about what it was asked for, and the number of threads that it sets."""
+    logger = logging.getLogger(package.partition(".")[0])
+    level, threads, named = logger.level, torch.get_num_threads(), environ.get("OMP_NUM_THREADS")
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if named is None:
+            environ.pop("OMP_NUM_THREADS", None)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network is."""
+    return next(model.parameters()).device
+
+
+def mean(value: Tensor, team: Fabric) -> Tensor:
+    """The mean over the processes."""
+    return cast(Tensor, team.all_reduce(value))
+
+
+def average_gradients(model: nn.Module, team: Fabric) -> None:
+    """Replaces each gradient by its mean over the processes."""
+    if team.world_size == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    together = mean(torch.cat([g.flatten() for g in gradients]), team)
+    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+@contextmanager
+def batch_norm_over_all(model: nn.Module, team: Fabric) -> Iterator[None]:
+    """In train mode the batch norms of the model take mean and variance over the batches of all processes.
+
+    `torch.nn.SyncBatchNorm` does so on accelerators alone, and would be another module.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)] if team.world_size > 1 else []
+    try:
+        for layer in layers:
+            layer.forward = partial(_normalized, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _normalized(layer: _BatchNorm, x: Float[Tensor, "n c *shape"]) -> Float[Tensor, "n c *shape"]:
+    """Batch norm of x; in train mode with the mean and variance over all processes, whose batches are of one size."""
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    over, count = [0, *range(2, x.dim())], x.numel() // x.shape[1] * dist.get_world_size()
+    wide = x if x.dtype == torch.float64 else x.float()
+    own = torch.stack(torch.var_mean(wide, over, correction=0))
+    place = F.one_hot(torch.tensor(dist.get_rank()), dist.get_world_size()).to(own)
+    variances, means = _Sum.apply(place[:, None, None] * own).unbind(1)  # a row from each process
+    centre = means.mean(0)
+    variance = (variances + (means - centre).square()).mean(0)
+    if layer.track_running_stats:
+        _remember(layer, centre.detach(), variance.detach() * (count / (count - 1)))
+    scale = torch.rsqrt(variance + layer.eps) * (1 if layer.weight is None else layer.weight)
+    shift = (0 if layer.bias is None else layer.bias) - centre * scale
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return (wide * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+@torch.no_grad()
+def _remember(layer: _BatchNorm, centre: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
+    """Moves the running statistics as batch norm does."""
+    count, means, variances = layer.num_batches_tracked, layer.running_mean, layer.running_var
+    assert count is not None and means is not None and variances is not None
+    count.add_(1)
+    share = 1 / int(count) if layer.momentum is None else layer.momentum
+    means.lerp_(centre, share)
+    variances.lerp_(variance, share)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; its own derivative too, as every process has a part of the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def shared_accuracy(
+    model: nn.Module, images: Images, *, team: Fabric, attack: Attack | None = None, generator: Generator | None = None
+) -> float:
+    """Accuracy on the images, each of them classified by one process.
+
+    The batches are those of one process where 500 is a multiple of the number of processes; else an attack draws other
+    random starts.
+
+    Args: as in `lrc.accuracy`.
+    """
+    if team.world_size == 1:
+        return accuracy(model, images, attack=attack, generator=generator)
+    own = images.subset(torch.arange(team.global_rank, len(images), team.world_size))
+    size = max(1, 500 // team.world_size)
+    share = accuracy(model, own, attack=attack, batch_size=size, generator=generator) if len(own) else 0.0
+    right = team.all_reduce(torch.tensor(round(share * len(own)), device=team.device), reduce_op="sum")
+    return int(cast(Tensor, right)) / len(images)

@@ -1,0 +1,172 @@
+"""`lrc train`: what it leaves behind, that it goes on, and one line for what cannot be."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lrc import cli, zoo
+from lrc.cli import training
+
+TINY = ["--data", "shapes", "--arch", "resnet8", "--width", "4", "--limit", "48", "--validation", "16",
+        "--batch-size", "16", "--epochs", "2", "--steps", "1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LRC_DEVICE", "cpu")
+    return tmp_path
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Exit status, standard output and standard error of `lrc` with some words."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["lrc", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def recipe_of(out) -> dict:
+    return json.loads((Path(out) / "config.json").read_text())
+
+
+def test_everything_is_kept_in_one_folder(command, place):
+    status, output, err = command("train", *TINY, "--method", "trades", "--eps", "4/255", "--out", "runs/x")
+    assert (status, err) == (0, "") and output.startswith("runs/x: clean ") and output.count("\n") == 1
+    kept = {path.name for path in Path("runs/x").iterdir()}
+    assert kept == {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "last.pt", "previous.pt"}
+    assert recipe_of("runs/x") == {
+        "data": {"name": "shapes", "validation": 16, "limit": 48},
+        "network": {"name": "resnet8", "width": 4, "classes": 16},
+        "objective": {"name": "trades", "eps": "4/255", "steps": 1},
+        "training": {"epochs": 2, "batch_size": 16, "lr": 0.1, "weight_decay": 5e-4, "precision": "float32", "seed": 0},
+    }
+    lines = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2] and all("robust" in line for line in lines)
+    figures = json.loads(Path("runs/x/figures.json").read_text())
+    assert figures["figures"]["images"] == 48 and figures["epochs"] == 2
+    assert figures["sha256"] == zoo.sha256(Path("runs/x/weights.safetensors"))
+    model, _ = zoo.fit(recipe_of("runs/x"))  # the same recipe, by hand
+    weights = load_file("runs/x/weights.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_its_own_config_makes_the_same_and_options_override_it(command):
+    command("train", *TINY, "--out", "a", "--set", "training.momentum=0.8")
+    command("train", "--config", "a/config.json", "--out", "b")
+    assert recipe_of("a") == recipe_of("b") and recipe_of("a")["training"]["momentum"] == 0.8
+    assert Path("a/weights.safetensors").read_bytes() == Path("b/weights.safetensors").read_bytes()
+    command("train", "--config", "a/config.json", "--out", "c", "--seed", "1", "--method", "standard")
+    expected = recipe_of("a")
+    expected["training"]["seed"], expected["objective"] = 1, {"name": "standard"}
+    assert recipe_of("c") == expected
+
+
+def test_a_finished_training_stays_as_it_is(command):
+    first = command("train", *TINY, "--out", "x")
+    before = {path.name: path.read_bytes() for path in Path("x").iterdir()}
+    assert command("train", *TINY, "--out", "x") == first
+    assert {path.name: path.read_bytes() for path in Path("x").iterdir()} == before
+
+
+def test_the_folder_of_another_training_is_refused(command):
+    command("train", *TINY, "--out", "x")
+    status, _, err = command("train", *TINY, "--out", "x", "--lr", "0.2", "--compile")  # that may differ
+    assert status == 2 and err.count("\n") == 1
+    assert "x holds a training of another recipe (training.lr): name another folder" in err
+
+
+def test_what_it_wrote_is_inspected_and_evaluated(command):
+    command("train", *TINY, "--out", "x")
+    for words in (["inspect", "x", "--steps", "1"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
+        status, output, err = command(*words, "--images", "16")
+        assert (status, err) == (0, "") and "16" in output
+
+
+def test_a_folder_of_images_is_a_data_set(command, place):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name in ("cat", "dog"):
+            (place / "pets" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / "pets" / split / name / f"{i}.png")
+    words = ["--data", "pets", "--arch", "resnet8", "--width", "4", "--validation", "4", "--batch-size", "5"]
+    status, output, err = command("train", *words, "--epochs", "1", "--method", "standard", "--out", "x")
+    assert (status, err) == (0, "") and "on 8 test images" in output
+    assert recipe_of("x")["network"]["classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--method", "trade"], "no method is called 'trade'; there are standard, label_smoothing"),
+        (["--arch", "resnet"], "no network is called 'resnet'; there are resnet18, resnet8, vgg6"),
+        (["--data", "mnist"], "no data set is called 'mnist'; there are cifar10, cifar100, shapes, or a folder"),
+        (["--method", "fast", "--steps", "3"], "fast has no option 'steps'; there are eps"),
+        (["--precision", "half"], "precision 'half', expected one of float32, bf16"),
+        (["--eps", "eight"], "'eight' is no number"),
+        (["--batch-size", "64"], "batch_size (64) in 1..48"),
+        (["--ema", "2"], "ema (2.0)"),
+        (["--set", "training.epoch=3"], "the section training has no 'epoch'; there are"),
+        (["--set", "train.epochs=3"], "expected SECTION.NAME=VALUE, with a section of data, network, objective, tra"),
+        (["--set", "network.depth=3"], "a data set or network has no such option"),
+        (["--config", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--config", "list.json"], "list.json is no recipe: it has the sections data, network, objective, training"),
+        (["--lr", "1e30"], "no longer finite: lower the learning rate"),
+        (["--out", "list.json"], "list.json"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(command, words, says):
+    Path("list.json").write_text("[1]")
+    status, output, err = command("train", *TINY, "--method", "adversarial", "--out", "x", *words)
+    assert status == 2 and output == ""
+    assert err.startswith("lrc: ") and err.count("\n") == 1
+    assert says in err
+
+
+def test_a_damaged_checkpoint_is_one_line_too(command):
+    command("train", *TINY, "--out", "x")
+    whole = Path("x/weights.safetensors").read_bytes()
+    Path("x/last.pt").write_bytes(b"damaged")
+    script = "from lrc.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", script, "train", *TINY, "--out", "x"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert result.stderr.startswith("lrc: x/last.pt is damaged") and result.stderr.count("\n") == 1
+    assert Path("x/weights.safetensors").read_bytes() == whole
+
+
+def test_the_help_names_the_defaults_that_the_recipe_has():
+    parameters = inspect.signature(training.train).parameters
+    for section, entries in training.DEFAULTS.items():
+        for name, value in entries.items():
+            option = next(o for o, s in training.NAMES.items() if s == section) if name == "name" else name
+            text = parameters[option].annotation.__metadata__[0].help
+            assert str(value) in text.replace("5e-4", "0.0005"), name
+
+
+def test_two_processes_make_one_folder(place):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = ["-m", "lrc.cli", "train", *TINY, "--ema", "0.9", "--out", "two"]
+    result = subprocess.run([*command, *words], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("two: clean") == 1
+    figures = json.loads(Path("two/figures.json").read_text())["figures"]
+    assert figures["images"] == 48 and 0 <= figures["pgd20"] <= figures["clean"] <= 1
