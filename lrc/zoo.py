@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -31,15 +31,15 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
 from lrc import data as datasets
-from lrc import objectives
 from lrc.attacks import pgd
 from lrc.clustering import class_correlation, contrast
 from lrc.data import Images
 from lrc.data.cache import folder as cache_folder
 from lrc.errors import InputError
-from lrc.evaluation import accuracy
+from lrc.evaluation import Report, accuracy, evaluate
 from lrc.linearization import linear_map
 from lrc.models import build
+from lrc.objectives import Objective, collapsed, named, watch_collapse
 from lrc.profiles import device
 from lrc.training import milestones, train
 
@@ -57,8 +57,22 @@ Change = Mapping[str, Mapping[str, Any]]
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name, as they stand in `recipes.toml`."""
-    return tomllib.loads((PACKAGE / "recipes.toml").read_text())
+    """All recipes by name, as they stand in `recipes.toml`, with what they take over from others filled in."""
+    written = tomllib.loads((PACKAGE / "recipes.toml").read_text())
+    return {name: _whole(name, written) for name in written}
+
+
+def _whole(name: str, written: dict[str, Recipe]) -> Recipe:
+    """The recipe that is written `like` another, entry by entry; the objective it names anew, if any, as a whole."""
+    given = dict(written[name])
+    if "like" not in given:
+        return given
+    base = _whole(given.pop("like"), written)
+    merged = {
+        key: {**base.get(key, {}), **entries} if isinstance(entries, dict) and key != "objective" else entries
+        for key, entries in given.items()
+    }
+    return {k: v for k, v in base.items() if k != "shipped"} | merged
 
 
 def names() -> list[str]:
@@ -138,6 +152,8 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{place} cannot be written ({error.strerror}): set LRC_CACHE to a folder that can") from error
+    if not weights.exists() and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others would wait for the lock for ever
+        raise InputError(f"{name!r} has not been trained here: call lrc.zoo.obtain({name!r}) in one process first")
     with FileLock(place / "lock"):
         if not weights.exists():
             model, _ = fit(wanted, out=place, progress=progress)
@@ -196,6 +212,10 @@ def metrics(name: str, *, change: Change | None = None, limit: int | None = None
     place = _kept(wanted)
     if not (place / WEIGHTS_FILE).exists():
         raise InputError(f"{name!r} has not been trained here: lrc.zoo.obtain({name!r}) does that")
+    return _read_metrics(place)
+
+
+def _read_metrics(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -207,32 +227,47 @@ def images(name: str, *, change: Change | None = None, limit: int | None = None)
     return _images(recipe(name, change=change, limit=limit))
 
 
-def make(name: str, *, work: str | Path, progress: bool = False) -> dict[str, Any]:
-    """Trains the network of the recipe, measures it on the whole test set, and writes both into the package.
+def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = False) -> dict[str, Any]:
+    """Trains the network of the recipe, measures it on the test set, and writes both into the package.
 
     Args:
         name: of a recipe.
-        work: folder for the training's checkpoints; a broken-off training goes on from there.
+        work: folder for checkpoints and verdicts; what was broken off goes on from there, what is finished stays.
+        images: test images for AutoAttack and the signs of masking; the rest is measured on all.
         progress: show a progress bar.
 
     Returns:
         What `info` gives from then on.
     """
-    wanted = recipe(name)
-    model, history = fit(wanted, out=Path(work) / name, progress=progress)
-    WEIGHTS.mkdir(exist_ok=True)
-    made = Path(work) / name / WEIGHTS_FILE
-    _write(model.half(), made)
+    wanted, place = recipe(name), Path(work) / name
+    made = place / WEIGHTS_FILE
+    if not made.exists():
+        model, _ = fit(wanted, out=place, progress=progress)
+        _write(model.half(), made)
     shipped = _restore(wanted, made).to(device())  # the figures are those of the rounded weights
+    test = _images(wanted)[2]
+    report = evaluate(
+        shipped, test.subset(min(images, len(test))), attacks="autoattack", eps=EPS,
+        generator=Generator().manual_seed(0), out=place / "evaluation", progress=progress,
+    )  # fmt: skip
     record: dict[str, Any] = {
         "sha256": sha256(made),
         "made_by": wanted,
-        "figures": figures(shipped, _images(wanted)[2]),
+        "figures": figures(shipped, test) | _judgement(report),
+        "versions": {"torch": torch.__version__.split("+")[0], "device": device().type},
+        "metrics": _read_metrics(place),
     }
-    record |= {"versions": {"torch": torch.__version__.split("+")[0], "device": device().type}, "metrics": history}
+    WEIGHTS.mkdir(exist_ok=True)
     shutil.copyfile(made, WEIGHTS / f"{name}.safetensors")
     (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return info(name)
+
+
+def _judgement(report: Report) -> dict[str, Any]:
+    """What is kept of an evaluation: robust accuracy with its interval, and the flags that are up."""
+    robust = report.accuracy("autoattack")
+    found = {"images": len(report), "robust": robust.value, "interval": [round(v, 4) for v in robust.interval]}
+    return {"autoattack": found, "flags": list(report.raised)}
 
 
 def fit(
@@ -250,21 +285,42 @@ def fit(
     options = dict(wanted["training"])
     if "milestones" in options:
         options["schedule"] = milestones(*options.pop("milestones"))
-    robust = wanted["objective"]["name"] != "standard"
-    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if robust else None
-    watch = partial(_contrasts, groups=rest.hierarchy.groups()) if rest.hierarchy else None
+    groups = rest.hierarchy.groups() if rest.hierarchy else None
+    objective = _objective(wanted, groups)
+    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if objective.craft else None  # what is to be robust
+    fast = wanted["objective"]["name"] == "fast"  # the one that can collapse
     history = train(
-        model, rest, _objective(wanted), validation=validation, attack=attack, watch=watch,
-        out=out, progress=progress, **options,
+        model, rest, objective, validation=validation, attack=attack, watch=_watch(validation, groups, fast=fast),
+        stop=collapsed if fast else None, out=out, progress=progress, **options,
     )  # fmt: skip
     return model, history
 
 
-def figures(model: nn.Module, test: Images) -> dict[str, Any]:
-    """Accuracy on the test images, clean and under PGD-20 (Linf 8/255, step 2/255, random start); in [0, 1]."""
+def _watch(
+    validation: Images, groups: list[list[int]] | None, *, fast: bool
+) -> Callable[[nn.Module], dict[str, float]]:
+    """What is noted after each epoch: contrasts between superclasses, and what shows a catastrophic overfitting."""
+
+    def watch(model: nn.Module) -> dict[str, float]:
+        noted = _contrasts(model, groups=groups) if groups else {}
+        if fast:
+            x, y = validation.subset(min(500, len(validation))).to(device()).float(), validation.y[:500].to(device())
+            noted |= watch_collapse(x, y, eps=EPS)(model)
+        return noted
+
+    return watch
+
+
+def figures(model: nn.Module, test: Images, *, measure: Callable[..., float] = accuracy) -> dict[str, Any]:
+    """Accuracy in [0, 1] on test images, clean and under PGD-20 (Linf 8/255, step 2/255, random start); contrasts.
+
+    Args:
+        measure: `lrc.accuracy`, or what shares the work with other processes.
+    """
     attack = partial(pgd, eps=EPS, steps=20, step=2 / 255)
-    robust = accuracy(model, test, attack=attack, generator=Generator().manual_seed(0))
-    return {"images": len(test), "clean": accuracy(model, test), "pgd20": robust}
+    robust = measure(model, test, attack=attack, generator=Generator().manual_seed(0))
+    contrasts = _contrasts(model, groups=test.hierarchy.groups()) if test.hierarchy else {}
+    return {"images": len(test), "clean": measure(model, test), "pgd20": robust} | contrasts
 
 
 def sha256(path: Path) -> str:
@@ -274,13 +330,9 @@ def sha256(path: Path) -> str:
 
 def _images(wanted: Recipe) -> tuple[Images, Images, Images]:
     options = dict(wanted["data"])
-    source, held_out, limit = (
-        getattr(datasets, options.pop("name")),
-        options.pop("validation"),
-        options.pop("limit", None),
-    )
-    rest, validation = source("train", **options).split(held_out)
-    test = source("test", **options)
+    name, held_out, limit = options.pop("name"), options.pop("validation"), options.pop("limit", None)
+    rest, validation = datasets.named(name, "train", **options).split(held_out)
+    test = datasets.named(name, "test", **options)
     return _first(rest, limit), _first(validation, limit), _first(test, limit)
 
 
@@ -295,10 +347,13 @@ def _untrained(wanted: Recipe) -> nn.Module:
     return build(options.pop("name"), generator=generator, **options)
 
 
-def _objective(wanted: Recipe) -> objectives.Objective:
-    options = dict(wanted["objective"])
-    function = getattr(objectives, options.pop("name"))
-    return partial(function, **{k: _number(v) for k, v in options.items()}) if options else function
+def _objective(wanted: Recipe, groups: list[list[int]] | None) -> Objective:
+    options = {k: _number(v) for k, v in wanted["objective"].items() if k not in ("name", "teacher")}
+    if "teacher" in wanted["objective"]:
+        options["teacher"] = obtain(wanted["objective"]["teacher"])
+    if options.get("clustering"):
+        options["groups"] = groups
+    return named(wanted["objective"]["name"], **options)
 
 
 def _number(value: Any) -> Any:
@@ -308,12 +363,19 @@ def _number(value: Any) -> Any:
 
 def _kept(wanted: Recipe) -> Path:
     """Where a trained network that is not shipped is kept: by its recipe and the code of the package."""
-    code = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("cli.py", "plots.py", "claims.py"))
+    code = sorted(path for path in PACKAGE.rglob("*.py") if _bears_on_training(path))
     made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
     digest = hashlib.sha256(json.dumps([made, torch.__version__], sort_keys=True).encode())
     for path in code:
         digest.update(path.read_bytes())
     return cache_folder() / "zoo" / digest.hexdigest()[:20]
+
+
+def _bears_on_training(path: Path) -> bool:
+    """Whether a change of this file of the package could change what a training gives."""
+    if path.parent.name == "evaluation":
+        return path.name == "accuracy.py"
+    return path.parent.name != "cli" and path.name not in ("plots.py", "claims.py")
 
 
 def _write(model: nn.Module, path: Path) -> None:

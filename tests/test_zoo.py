@@ -118,10 +118,31 @@ def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
     name = "shapes-resnet8-standard"
     monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
-    record = zoo.make(name, work=tmp_path / "work")
+    record = zoo.make(name, work=tmp_path / "work", images=40)
     assert record["shipped"] and record["sha256"] == zoo.sha256(tmp_path / "weights" / f"{name}.safetensors")
-    assert zoo.figures(zoo.load(name), zoo.images(name)[2]) == record["figures"]
+    measured = zoo.figures(zoo.load(name), zoo.images(name)[2])
+    assert measured == {k: v for k, v in record["figures"].items() if k not in ("autoattack", "flags")}
+    assert record["figures"]["autoattack"]["images"] == 40 and record["figures"]["autoattack"]["robust"] <= 1
     assert json.loads((tmp_path / "weights" / f"{name}.json").read_text())["metrics"][0]["epoch"] == 1
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(zoo, "fit", refuse)
+    again = zoo.make(name, work=tmp_path / "work", images=40)
+    assert {k: v for k, v in again.items() if k != "figures"} == {k: v for k, v in record.items() if k != "figures"}
+
+
+def test_a_recipe_like_another_takes_over_what_it_does_not_name():
+    written = {
+        "a": {"about": "A", "shipped": True, "data": {"name": "d", "n": 1}, "objective": {"name": "at", "eps": 2}},
+        "b": {"about": "B", "like": "a", "data": {"n": 3}, "objective": {"name": "standard"}},
+        "c": {"about": "C", "like": "b", "data": {"name": "e"}},
+    }
+    b, c = (zoo._whole(name, written) for name in "bc")
+    assert b == {"about": "B", "data": {"name": "d", "n": 3}, "objective": {"name": "standard"}}
+    assert c == {"about": "C", "data": {"name": "e", "n": 3}, "objective": {"name": "standard"}}
+    assert written["a"]["data"] == {"name": "d", "n": 1}
 
 
 def test_validation_and_test_images_are_not_trained_on():
