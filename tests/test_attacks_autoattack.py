@@ -15,6 +15,7 @@ from torch import Generator
 from lrc.attacks import Verdicts, apgd, autoattack, fab, fgsm, pgd, square
 from lrc.attacks.autoattack import standard
 from lrc.attacks.balls import ball
+from lrc.attacks.losses import margin
 from lrc.errors import InputError
 
 SHAPE = (3, 6, 6)
@@ -169,6 +170,7 @@ def test_a_run_without_a_generator_goes_on_with_its_own_seed(tmp_path):
         (dict(norm="l2"), "norm"),
         (dict(x=grey(12, SHAPE, seed=9)), "images"),
         (dict(model=Linear(3, SHAPE, seed=9)), "model"),
+        (dict(model=Strange(Linear(3, SHAPE), limit=3.0)), "model"),  # the same weights
         (dict(version={"pgd": partial(pgd, steps=2)}), "attacks"),
         (dict(generator=seeded(9)), "seed"),
     ],
@@ -176,10 +178,35 @@ def test_a_run_without_a_generator_goes_on_with_its_own_seed(tmp_path):
 def test_a_folder_of_another_run_is_refused(tmp_path, change, names):
     model, x, y = linear()
     version = {"pgd": partial(pgd, steps=1)}
+    if isinstance(change.get("model"), Strange):
+        model = Strange(model, limit=2.0)
     arguments = dict(model=model, x=x, y=y, eps=0.01, version=version, generator=seeded(), out=tmp_path)
     autoattack(**arguments)
     with pytest.raises(InputError, match=f"with another {names}: choose another folder"):
         autoattack(**{**arguments, "generator": seeded()} | change)
+
+
+def test_a_run_with_functions_among_its_options_goes_on(tmp_path):
+    """Made anew they lie elsewhere in memory, as they do in another process."""
+    model, x, y = linear()
+
+    def made():
+        def loss(logits, y):
+            return margin(logits, y)
+
+        return loss
+
+    kept = [made() for _ in range(2)]
+    for loss in kept:
+        found = autoattack(model, x, y, eps=0.01, version={"pgd": partial(pgd, steps=1, loss=loss)}, out=tmp_path)
+    assert "0x" not in (tmp_path / "run.json").read_text() and len(found.fooled_by) == 12
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    model, x, y = linear()
+    with pytest.raises(InputError, match="file cannot be a folder"):
+        autoattack(model, x, y, eps=0.01, version=SMALL, out=tmp_path / "file")
 
 
 SCRIPT = """

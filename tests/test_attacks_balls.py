@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attacking import grey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
@@ -162,3 +163,17 @@ def test_seeds_come_from_the_generator_or_from_the_system():
 
 def test_norms_meet_the_batch():
     assert norms(torch.ones(2, 3, 4)).shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.03, 0.2])
+def test_what_rounding_left_outside_is_accepted_and_what_is_further_is_not(norm, eps):
+    x = grey(20, (3, 8, 8))
+    step = torch.ones_like(x) if norm == "linf" else torch.ones_like(x) / x[0].numel() ** 0.5
+    inside = ball(x, eps, norm)
+    for times in (1, 1 + 5e-6):
+        accepted = inside.accept(x + times * eps * step, name="own")
+        assert inside.contains(accepted).all() and (accepted - x).abs().amax() >= 0.95 * eps * step.amax()
+    for far in (x + 1.001 * eps * step + 1e-5, x * torch.nan, x + 1, -x):
+        with pytest.raises(InputError, match="own left the ball"):
+            inside.accept(far, name="own")

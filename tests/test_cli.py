@@ -74,6 +74,10 @@ def test_inspect_takes_weights(folder):
     ("words", "says"),
     [
         (("inspect", "resnet"), "the zoo has no 'resnet'"),
+        (("inspect", "resnet"), "or give a folder that lrc train wrote, or MODULE:FUNCTION"),
+        (("evaluate", "own:build", "--data", "shapes", "--eps", "1e999"), "'1e999' is no number"),
+        (("evaluate", "own:build", "--data", "shapes", "--json", "."), ". cannot be written: it is a folder"),
+        (("evaluate", "own:build", "--data", "shapes", "--json", "no/x.json"), "there is no folder no"),
         (("inspect", "own:missing"), "cannot build own:missing"),
         (("inspect", "nowhere:build"), "cannot build nowhere:build"),
         (("inspect", "own:number"), "not a torch.nn.Module"),
@@ -114,6 +118,15 @@ def test_zoo_lists_every_recipe(folder):
 def test_data_says_what_is_there(folder):
     output = CliRunner().invoke(cli.app, ["data", "shapes"]).output
     assert "shapes train: Images(4800 of 3x32x32, 16 classes)" in output
+
+
+def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, monkeypatch):
+    name = "shapes-resnet8-standard"
+    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    for says in (f"{name} is not shipped: training it, once on this machine\n", ""):
+        words = ("evaluate", name, "--images", "8", "--attack", "pgd", "--no-masking")
+        status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+        assert not status and err == says and out.startswith("8 images")
 
 
 def test_zoo_make_makes(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Evaluations: verdicts by the closed form, costs by counting, runs that are killed and go on."""
 
 import inspect
+import io
 import json
 import sys
 from functools import partial
@@ -8,14 +9,18 @@ from functools import partial
 import pytest
 import torch
 from attacking import Counting, Linear, Strange, boundary
-from torch import Generator
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Generator, nn
 
 import lrc
-from lrc.attacks import Verdicts, autoattack, fgsm, mifgsm, pgd, square
+from lrc.attacks import Verdicts, autoattack, fgsm, pgd, square
+from lrc.attacks.balls import ball
 from lrc.data import Images
 from lrc.errors import InputError
-from lrc.evaluation import Report, evaluate
-from lrc.evaluation.choice import ONLY, attacks_by_name, described
+from lrc.evaluation import Flag, Report, evaluate
+from lrc.evaluation.choice import ONLY, attacks_by_name
 from lrc.evaluation.counting import counting
 
 SHAPE = (3, 6, 6)
@@ -272,6 +277,7 @@ def test_without_a_generator_a_run_goes_on_with_its_own_seed(tmp_path):
         (dict(data=linear(n=39)[1]), "images"),
         (dict(model=Linear(3, SHAPE, seed=9)), "model"),
         (dict(model=Strange(Linear(3, SHAPE), limit=2.0)), "model"),
+        (dict(attacks={"a": partial(pgd, steps=1, loss="margin")}), "attack"),
         (dict(attacks={"a": partial(pgd, steps=2)}), "attack"),
         (dict(generator=seeded(9)), "seed"),
     ],
@@ -324,7 +330,7 @@ def test_the_model_is_left_as_it_was():
 def test_where_nothing_is_right_nothing_is_attacked():
     model, data = linear(n=6, wrong=6)
     report = evaluate(model, data, attacks=PARTS, eps=EPS)
-    assert report.accuracy("worst case").right == 0 and report.flags == ()
+    assert report.accuracy("worst case").right == 0 and report.flags is None
     assert report.outcomes["fgsm"].cost.queries == 0 and Report.from_json(report.to_json()) == report
 
 
@@ -372,12 +378,120 @@ def test_progress_is_shown_on_request(capsys):
     assert "fgsm" in capsys.readouterr().out
 
 
-def test_attacks_are_described_the_same_in_every_process():
-    surrogate = Linear(3, SHAPE)
-    assert described(partial(mifgsm, steps=3, generator=seeded())) == "mifgsm(steps=3)"
-    assert (
-        described(partial(autoattack, version=PARTS)) == "autoattack(version={fgsm: fgsm, square: square(queries=20)})"
-    )
-    assert described(partial(pgd, surrogate)) == described(partial(pgd, Linear(3, SHAPE)))
-    assert described(partial(pgd, surrogate)) != described(partial(pgd, Linear(3, SHAPE, seed=1)))
-    assert described(partial(pgd, loss=torch.nn.functional.cross_entropy)) == "pgd(loss=cross_entropy)"
+def clipping(model, x, y, *, eps, generator):
+    """As many attacks end: the difference is clipped, and what is added again may lie a rounding outside."""
+    x_adv = pgd(model, x, y, eps=2 * eps, steps=3, generator=generator)
+    return (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 1e-4])
+def test_an_attack_that_leaves_the_ball_by_a_rounding_is_moved_inside(eps, monkeypatch):
+    model, data = linear(wrong=0)
+    x_adv = clipping(model, data.float(), data.y, eps=eps, generator=seeded())
+    assert not ball(data.float(), eps, "linf").contains(x_adv).all()  # so it is worth a test
+    judged = []
+    monkeypatch.setattr(sys.modules["lrc.attacks.common"].Victim, "logits", spied(judged))
+    evaluate(model, data, attacks={"own": clipping}, eps=eps, masking=False, batch_size=40)
+    autoattack(model, data.float(), data.y, eps=eps, version={"own": clipping})
+    asked = [x for x in judged if len(x) == 40]
+    assert len(asked) == 4 and all(ball(data.float(), eps, "linf").contains(x).all() for x in asked)
+
+
+def spied(judged):
+    def logits(victim, x):
+        judged.append(x)
+        with torch.no_grad():
+            return victim(x)
+
+    return logits
+
+
+def slightly(model, x, y, *, eps):
+    return (x + 1.001 * eps).clamp(0, 1)
+
+
+def test_an_attack_that_leaves_the_ball_by_more_is_refused():
+    model, data = linear(wrong=0)
+    for attack, norm in ((slightly, "linf"), (partial(pgd, eps=0.0101, norm="l2", steps=5), "l2")):
+        with pytest.raises(InputError, match="left the ball"):
+            evaluate(model, data, attacks={"own": attack}, eps=EPS, norm=norm, masking=False)
+    with pytest.raises(InputError, match="left the ball"):
+        evaluate(model, data, attacks={"nan": lambda model, x, y: x * torch.nan}, eps=EPS, masking=False)
+
+
+def test_images_in_files_are_evaluated_as_those_in_memory(tmp_path):
+    model, data = linear()
+    for i, (image, label) in enumerate(zip(data.x, data.y.tolist(), strict=True)):
+        (tmp_path / "in" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "in" / str(label) / f"{i:02}.png")
+    files = lrc.data.folder(tmp_path / "in", size=6, workers=0)
+    whole = Images((files.float() * 255).round().to(torch.uint8), files.y, files.classes)
+    run = partial(evaluate, model, attacks=PARTS | {"aa": partial(autoattack, version=PARTS)}, eps=EPS)
+    found = run(files, generator=seeded(), out=tmp_path / "out")
+    assert same(found, run(whole, generator=seeded())) and found.images == files.digest()
+    assert same(run(files, generator=seeded(), out=tmp_path / "out"), found)
+    assert lrc.accuracy(nn.Flatten(), files) >= 0  # a network without weights: it goes where the labels are
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"), ("run.json", "[]"), ("run.json", "{}"), ("a/run.json", ""), ("a/000001.safetensors", "x"),
+        ("aa/parts/run.json", "1"), ("aa/parts/000001.safetensors", ""), ("aa/cost.json", '{"time": 1}'),
+        ("masking.json", "[1]"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content, monkeypatch):
+    model, data = linear(n=6)
+    flags = (Flag("zero gradients", False, {"images": 6, "part": None}, "It moves."),)
+    monkeypatch.setattr(sys.modules["lrc.evaluation.evaluate"], "masking_flags", lambda *_, **__: flags)
+    attacks = {"a": partial(pgd, steps=1), "aa": partial(autoattack, version={"a": partial(pgd, steps=1)})}
+    run = partial(evaluate, model, data, attacks=attacks, eps=EPS, out=tmp_path)
+    assert run().flags == run().flags == flags
+    for path in (tmp_path / "aa").glob("*.safetensors"):
+        path.unlink()  # as if killed just before, so that AutoAttack's own files are read again
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name} is damaged") as error:
+        run()
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_batch_does_not_pass_for_another(tmp_path):
+    model, data = linear(n=6)
+    run = partial(evaluate, model, data, attacks={"a": partial(pgd, steps=1)}, eps=EPS, out=tmp_path, masking=False)
+    run()
+    save_file({"rows": torch.arange(3)}, tmp_path / "a" / "000001.safetensors")
+    with pytest.raises(InputError, match="000001.safetensors is damaged"):
+        run()
+
+
+def test_the_surrogate_is_looked_at_before_any_attack():
+    model, data = linear(n=6)
+
+    def never(model, x, y):
+        raise AssertionError
+
+    run = partial(evaluate, model, data, attacks={"never": never}, eps=EPS)
+    with pytest.raises(InputError, match="the surrogate has 4 classes, the data 3"):
+        run(surrogate=Linear(4, SHAPE))
+    with pytest.raises(InputError, match="the surrogate is on meta, the network on cpu"):
+        run(surrogate=Linear(3, SHAPE).to("meta"))
+
+
+class Flat(nn.Module):
+    """Says the same of every image."""
+
+    def forward(self, x):
+        return torch.tensor([[0.0, 1.0, 0.5]]).expand(len(x), 3)
+
+
+def test_a_report_holds_no_nan(tmp_path):
+    """The gradient's part of the change is 0 / 0, and so is the difference of logits."""
+    report = evaluate(Flat(), linear()[1], attacks="fgsm", eps=EPS, out=tmp_path)
+    evidence = {flag.name: flag.evidence for flag in report.flags}
+    assert evidence["zero gradients"]["part of the change accounted for"] is None
+    text = (tmp_path / "report.json").read_text()
+    assert Report.from_json(text) == report
+    json.loads(text, parse_constant=pytest.fail)
+    assert same(evaluate(Flat(), linear()[1], attacks="fgsm", eps=EPS, out=tmp_path), report)
+    Console(file=io.StringIO()).print(report)

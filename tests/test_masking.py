@@ -251,10 +251,12 @@ def test_where_nothing_is_right_there_is_nothing_to_look_at():
     x = torch.full((4, 3, 8, 8), 200, dtype=torch.uint8)
     model = Linear(3, (3, 8, 8))
     wrong = (model(x / 255).argmax(1) + 1) % 3
-    assert masking_flags(model, Images(x, wrong, ("a", "b", "c"))) == ()
+    assert masking_flags(model, Images(x, wrong, ("a", "b", "c"))) is None
 
 
 def test_bad_input_is_named(images):
+    with pytest.raises(InputError, match="the surrogate has 3 classes, the data 16"):
+        masking_flags(network(), images, surrogate=Linear(3, (3, 16, 16)))
     with pytest.raises(InputError, match="at least 1 image"):
         masking_flags(network(), images, images=0)
 

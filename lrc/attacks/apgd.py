@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks.balls import Ball, ball, spread, unit
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
-from lrc.attacks.losses import Loss, fooled, likely_targets, loss_function
+from lrc.attacks.losses import Loss, fooled, likely_targets, loss_function, true_label
 from lrc.attacks.streams import image_keys
 from lrc.errors import InputError
 
@@ -128,7 +128,7 @@ def _start(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, loss: Loss) ->
     rows = torch.arange(len(z), device=z.device)
     step = torch.full_like(values, 2 * inside.eps, dtype=z.dtype)
     here, still = (z, gradient, values), torch.zeros_like(rows, dtype=torch.bool)
-    hit = fooled(logits, _true(y))
+    hit = fooled(logits, true_label(y))
     return _State(rows, inside, y, z, z, *here[1:], *here, step, torch.zeros_like(rows), still, values, hit)
 
 
@@ -162,7 +162,7 @@ def _advance(victim: Victim, s: _State, *, momentum: float, loss: Loss) -> _Stat
     gradient, values, logits = ascent(victim, z, s.y, loss=loss)
     rises = s.rises + (values > s.loss)
     better = values > s.best_loss
-    s = replace(s, z=z, before=s.z, gradient=gradient, loss=values, rises=rises, hit=fooled(logits, _true(s.y)))
+    s = replace(s, z=z, before=s.z, gradient=gradient, loss=values, rises=rises, hit=fooled(logits, true_label(s.y)))
     return _keep_best(s, better)
 
 
@@ -190,7 +190,3 @@ def _judge(s: _State, *, gap: int) -> _State:
         halved=stalled,
         mark=s.best_loss,
     )
-
-
-def _true(y: Tensor) -> Tensor:
-    return y if y.dim() == 1 else y[:, 0]

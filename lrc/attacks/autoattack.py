@@ -17,12 +17,12 @@ from lrc.attacks.apgd import apgd
 from lrc.attacks.balls import ball
 from lrc.attacks.common import attacked, check
 from lrc.attacks.fab import fab
-from lrc.attacks.folding import agrees, folded
-from lrc.attacks.journal import Batch, Journal, digest, model_digest
+from lrc.attacks.journal import Batch, Journal
 from lrc.attacks.losses import fooled
 from lrc.attacks.square import square
 from lrc.attacks.streams import new_seed
 from lrc.errors import InputError
+from lrc.identity import described, digest, fingerprint
 
 Attack = Callable[..., Tensor]
 """`attack(model, x, y, *, eps, generator) -> x_adv`, its other options fixed by `functools.partial`."""
@@ -105,7 +105,8 @@ def autoattack(
         generator: of the attacks' random choices; each image's depend on it and on the image alone, and a resumed
             run's are those of an unbroken one.
         out: folder in which each finished batch is kept. A run that was killed goes on from there when called again
-            with the same arguments, and a finished one gives its result at once.
+            with the same arguments, and a finished one gives its result at once. Attacks of your own are told apart by
+            their names and options (`lrc.identity.described`).
         progress: show a progress bar for each part.
 
     Returns:
@@ -113,7 +114,7 @@ def autoattack(
 
     Raises:
         InputError: as in `lrc.attacks.pgd`; an unknown version, batch_size < 1, an attack of your own that leaves the
-            ball, or a folder `out` that holds another run.
+            ball by more than rounding, or a folder `out` that holds another run or damaged files.
 
     Warns:
         RuntimeWarning: some images gave NaN or infinite logits; they count as fooled.
@@ -138,7 +139,6 @@ def autoattack(
         seed = journal.begin(_identity(model, x, y, eps, norm, parts), seed=seed)
     seed = new_seed() if seed is None else seed
     batches = [] if journal is None else journal.read()
-    quick = folded(model) if version == "standard" else model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the network gave NaN or infinite logits")
         for number, (name, attack) in enumerate(parts.items()):
@@ -147,7 +147,7 @@ def autoattack(
             for rows in track(chunks, description=name, disable=not progress):
                 anew = Generator().manual_seed((seed + number) % 2**63)  # the same for each batch of a part
                 seeded = partial(attack, eps=eps, generator=anew)
-                batches.append(_judged(model, x, y, rows, part=number, eps=eps, norm=norm, attack=seeded, quick=quick))
+                batches.append(_judged(model, x, y, rows, part=number, eps=eps, norm=norm, attack=seeded))
                 if journal is not None:
                     journal.write(len(batches), batches[-1])
     return _verdicts(x, batches, tuple(parts))
@@ -171,15 +171,8 @@ def _identity(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, parts: Mapping[str, Attack]
 ) -> dict[str, Any]:
     """What makes a run this one and no other."""
-    described = {name: _described(attack) for name, attack in parts.items()}
-    return {"eps": eps, "norm": norm, "attacks": described, "images": digest([x, y]), "model": model_digest(model)}
-
-
-def _described(attack: Attack) -> str:
-    if isinstance(attack, partial):
-        options = [f"{name}={value}" for name, value in sorted(attack.keywords.items()) if name != "generator"]
-        return f"{_described(attack.func)}({', '.join(options)})"
-    return str(getattr(attack, "__qualname__", type(attack).__qualname__))
+    attacks = {name: described(attack) for name, attack in parts.items()}
+    return {"eps": eps, "norm": norm, "attacks": attacks, "images": digest([x, y]), "model": fingerprint(model)}
 
 
 def _pending(batches: list[Batch], count: int, part: int) -> Int[Tensor, "m"]:
@@ -192,23 +185,12 @@ def _pending(batches: list[Batch], count: int, part: int) -> Int[Tensor, "m"]:
 
 
 def _judged(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    rows: Tensor,
-    *,
-    part: int,
-    eps: float,
-    norm: str,
-    attack: Attack,
-    quick: nn.Module,
+    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, *, part: int, eps: float, norm: str, attack: Attack
 ) -> Batch:
-    """One batch attacked, through the quick twin of the model where the two agree; and what the model says about it."""
+    """One batch attacked, and what the model says about it."""
     device = next((p.device for p in model.parameters()), x.device)
     x, y = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    x_adv = attack(quick if quick is model or agrees(quick, model, x) else model, x, y)
-    if not ball(x, eps, norm).contains(x_adv).all():
-        raise InputError(f"{_described(attack)} left the ball of radius {eps} in {norm}: it must stay inside")
+    x_adv = ball(x, eps, norm).accept(attack(model, x, y), name=described(attack))
     with attacked(model, x, y, eps=eps) as (victim, _, labels):
         logits = victim.logits(x_adv)
     hit, nonfinite = fooled(logits, labels).cpu(), ~logits.isfinite().all(1).cpu()

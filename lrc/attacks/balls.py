@@ -1,5 +1,6 @@
 """The set that an attack may not leave: images within eps of x, in [0, 1], exactly."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from lrc.attacks.streams import normal, uniform
 from lrc.errors import InputError
 
 SLACK = 1e-6  # of the radius, for the rounding of an L2 norm
+ROUNDING = 1e-5  # of the radius: how far outside an attack of one's own may end by rounding
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,23 @@ class Ball:
         """Whether each z lies in its ball and in [0, 1]."""
         inside = ((z >= self.lower) & (z <= self.upper)).flatten(1).all(1)
         return inside if self.norm == "linf" else inside & (distance(z, self.x, "l2") <= self.eps)
+
+    def accept(self, z: Float[Tensor, "n *shape"], *, name: str) -> Float[Tensor, "n *shape"]:
+        """What the attack called `name` gave, brought inside where no more than rounding has left it outside.
+
+        An attack that clips ``x_adv - x`` to eps, and adds it to x again, ends that far outside.
+
+        Raises:
+            InputError: further outside, or NaN.
+        """
+        z, rounding = z.to(self.x), torch.finfo(self.x.dtype).eps
+        inside = self.project(z)
+        if self.norm == "l2":
+            rounding *= math.sqrt(max(self.x[:1].numel(), 1))
+        near = distance(z, self.x, self.norm) <= self.eps * (1 + ROUNDING) + rounding
+        if not (near & (distance(z, z.clamp(0, 1), self.norm) <= rounding)).all():
+            raise InputError(f"{name} left the ball of radius {self.eps} in {self.norm}: it must stay inside")
+        return inside
 
     def sample(self, keys: Int[Tensor, "n"], *, draw: int) -> Float[Tensor, "n *shape"]:
         """A point of each ball, uniform by volume, then cut to [0, 1]; from the image's own stream."""

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks.balls import SLACK, ball, distance, spread, unit, within
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
-from lrc.attacks.losses import fooled, likely_targets, pick
+from lrc.attacks.losses import fooled, likely_targets, pick, true_label
 from lrc.attacks.streams import image_keys, normal
 from lrc.errors import InputError
 
@@ -115,11 +115,13 @@ def _run(victim: Victim, s: _State, best: Tensor, *, steps: int, norm: str, eps:
     for _ in range(steps):
         z = _step(s, gap, gradient, norm=norm)
         likely = hit  # what was misclassified before will mostly be so again, and then needs no gradient where it is
-        gap, gradient, hit = gap.clone(), gradient.clone(), hit.clone()
-        if not likely.all():
-            gap[~likely], gradient[~likely], hit[~likely] = _boundary(victim, z[~likely], s.y[~likely], norm=norm)
         if likely.any():
-            hit[likely] = fooled(victim.logits(z[likely]), _true(s.y[likely]))
+            hit = likely.clone()
+            hit[likely] = fooled(victim.logits(z[likely]), true_label(s.y[likely]))
+            if not likely.all():
+                gap[~likely], gradient[~likely], hit[~likely] = _boundary(victim, z[~likely], s.y[~likely], norm=norm)
+        else:
+            gap, gradient, hit = _boundary(victim, z, s.y, norm=norm)
         away = distance(z, s.x, norm)
         better = hit & (away < s.nearest)
         best[s.row[better]] = z[better]
@@ -177,7 +179,7 @@ def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tenso
         gradient, gap, logits = ascent(
             victim, z, y, loss=lambda out, pair: pick(out, pair[:, 1]) - pick(out, pair[:, 0])
         )
-        return gap.to(z.dtype), gradient, fooled(logits, _true(y))
+        return gap.to(z.dtype), gradient, fooled(logits, true_label(y))
     logits, jacobian = _jacobian(victim, z)
     rows = torch.arange(len(z), device=z.device)
     gaps = (logits - pick(logits, y)[:, None]).to(z.dtype)
@@ -186,14 +188,6 @@ def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tenso
     away = (gaps.abs() / dual.clamp(min=1e-12)).scatter(1, y[:, None], torch.inf)
     nearest = away.argmin(1)
     return gaps[rows, nearest], gradients[rows, nearest], fooled(logits, y)
-
-
-def _true(y: Tensor) -> Tensor:
-    return y if y.dim() == 1 else y[:, 0]
-
-
-def _lead(logits: Tensor, y: Tensor) -> Tensor:
-    return pick(logits, y[:, 1]) - pick(logits, y[:, 0])
 
 
 def _jacobian(

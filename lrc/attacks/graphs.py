@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from lrc.attacks.balls import norms
 from lrc.attacks.common import untouched
+from lrc.defences import CAS, JPEG
 from lrc.errors import InputError
 
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, Tensor.add, Tensor.add_}
@@ -140,7 +141,10 @@ class _Whole(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Goes around the hooks, which expect tensors and may have effects."""
+    """Goes around the hooks, which expect tensors and may have effects; defences are layers, not looked into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, JPEG | CAS) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,20 +1,21 @@
 """What a long attack has finished, on disk batch by batch: it can be killed at any time and go on from there."""
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrc.attacks.streams import new_seed
 from lrc.errors import InputError
+from lrc.files import write, write_text
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Batch:
 class Journal:
     """A folder with `run.json`, which says what run it belongs to, and one numbered file a finished batch.
 
-    Every file is written under another name first and then moved into place, so that none is ever half there.
+    No file is ever half there (`lrc.files`).
     """
 
     folder: Path
@@ -49,15 +50,19 @@ class Journal:
         """Starts the run, or goes on with it if it is the same one; returns its seed.
 
         Raises:
-            InputError: the folder holds another run; the message says what differs.
+            InputError: the folder holds another run, and the message says what differs; it cannot be a folder; or its
+                `run.json` is damaged.
         """
         path = self.folder / "run.json"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             run = run | {"seed": new_seed() if seed is None else seed}
-            _write(path, lambda part: part.write_text(json.dumps(run, indent=1) + "\n"))
+            try:
+                write_text(path, json.dumps(run, indent=1) + "\n")
+            except OSError as error:
+                reason = f"{self.folder} cannot be a folder for verdicts ({error.strerror})"
+                raise InputError(f"{reason}: name another") from error
             return int(run["seed"])
-        before = json.loads(path.read_text())
+        before = sound(path, _record)
         now = run | {"seed": before["seed"] if seed is None else seed}
         different = [key for key in now if now[key] != before.get(key)]
         if different:
@@ -65,29 +70,35 @@ class Journal:
         return int(before["seed"])
 
     def read(self) -> list[Batch]:
-        """The batches finished so far, in order."""
-        return [Batch(**load_file(path)) for path in sorted(self.folder.glob("*.safetensors"))]
+        """The batches finished so far, in order.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        paths = sorted(self.folder.glob("*.safetensors"))
+        return [sound(path, lambda path: Batch(**load_file(path))) for path in paths]
 
     def write(self, number: int, batch: Batch) -> None:
         """Adds a finished batch, the `number`-th."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in vars(batch).items()}
-        _write(self.folder / f"{number:06d}.safetensors", lambda part: save_file(tensors, part))
+        write(self.folder / f"{number:06d}.safetensors", lambda part: save_file(tensors, part))
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Hexadecimal SHA-256 of the bytes of the tensors."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+def _record(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record | {"seed": int(record["seed"])}
 
 
-def model_digest(model: nn.Module) -> str:
-    """Hexadecimal SHA-256 of the parameters and buffers."""
-    return digest(value for value in model.state_dict().values() if isinstance(value, Tensor))
+def sound(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a file that an earlier run left.
 
-
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    unfinished = path.with_suffix(".part")
-    save(unfinished)
-    os.replace(unfinished, path)
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path} is damaged or cannot be read ({reason}): choose another folder, or remove this one to begin again"
+        ) from error

@@ -95,6 +95,11 @@ def fooled(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Boo
     return wanted | ~logits.isfinite().all(1)
 
 
+def true_label(y: Int[Tensor, "n *pair"]) -> Int[Tensor, "n"]:
+    """The label of each image, of labels or of pairs of label and target."""
+    return y if y.dim() == 1 else y[:, 0]
+
+
 def likely_targets(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"], *, count: int) -> Int[Tensor, "n targets"]:
     """The most likely wrong classes, the likeliest first: `count` of them, or all there are if fewer."""
     others = logits.nan_to_num().scatter(1, y[:, None], -torch.inf)

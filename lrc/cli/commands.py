@@ -3,7 +3,6 @@
 import importlib
 import sys
 import warnings
-from fractions import Fraction
 from functools import partial
 from json import loads
 from pathlib import Path
@@ -22,6 +21,7 @@ from lrc.attacks import pgd
 from lrc.data import Images
 from lrc.data.cache import folder
 from lrc.errors import InputError
+from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
 
@@ -96,9 +96,11 @@ def evaluate(
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
 ) -> None:
     """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
-    radius = _number(eps)
+    radius = zoo.number(eps)
     if json is not None and not json.absolute().parent.is_dir():  # before hours of attacks, not after
         raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
+    if json is not None and json.is_dir():
+        raise InputError(f"{json} cannot be written: it is a folder, name a file in it")
     network, test, _ = _subject(model, weights, data, count)
     report = lrc.evaluate(
         network, test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm, batch_size=batch_size,
@@ -107,7 +109,7 @@ def evaluate(
     )  # fmt: skip
     Console().print(report)
     if json is not None:
-        _write(json, report.to_json())
+        write_text(json, report.to_json())
 
 
 @app.command("data")
@@ -166,10 +168,13 @@ def _network(model: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any
         return _own(model, weights).to(device()).eval(), {}
     if weights is not None:
         raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
-    if model in zoo.names() or not Path(model).is_dir():
-        network, section = zoo.obtain(model), zoo.recipe(model)["data"]
-    else:
+    if model in zoo.names():
+        network, section = zoo.obtain(model, progress=True), zoo.recipe(model)["data"]
+    elif Path(model).is_dir():
         network, section = _trained(Path(model))
+    else:
+        others = "or give a folder that lrc train wrote, or MODULE:FUNCTION"
+        raise InputError(f"the zoo has no {model!r}; there are {', '.join(zoo.names())}; {others}")
     return network, {k: v for k, v in section.items() if k not in ("validation", "limit")}
 
 
@@ -208,21 +213,6 @@ def _own(model: str, weights: Path | None) -> nn.Module:
         except Exception as error:  # missing, damaged, or of another network: the reader needs the first line only
             raise InputError(f"{weights}: {str(error).splitlines()[0]}") from error
     return network
-
-
-def _number(text: str) -> float:
-    """A number, or a fraction written out such as 8/255."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{text!r} is no number: write 0.03 or 8/255") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def main() -> None:

@@ -70,4 +70,4 @@ def accuracy(
 
 def device_of(model: nn.Module, images: Images) -> torch.device:
     """That of the model, or where it has no weights that of the images."""
-    return next((t.device for t in (*model.parameters(), *model.buffers())), images.x.device)
+    return next((t.device for t in (*model.parameters(), *model.buffers())), images.y.device)

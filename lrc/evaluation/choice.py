@@ -1,16 +1,13 @@
 """Attacks by name, with the budgets that the field takes; and how any attack is called and told apart."""
 
-import hashlib
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from lrc.attacks import Verdicts, apgd, autoattack, cw, fab, fgsm, mifgsm, nattack, nes, pgd, square
-from lrc.attacks.journal import model_digest
 from lrc.errors import InputError
 
 Attack = Callable[..., Tensor | Verdicts]
@@ -76,27 +73,3 @@ def accepted(attack: Attack, offered: Mapping[str, Any]) -> dict[str, Any]:
 def resumes(attack: Attack) -> bool:
     """Whether the attack keeps in a folder `out` what it has finished, and so wants all images at once."""
     return "out" in inspect.signature(attack).parameters
-
-
-def described(value: Any) -> str:
-    """A function with the options fixed in it, in words that are the same in every process.
-
-    >>> described(partial(pgd, steps=20, loss="margin"))
-    "pgd(loss='margin', steps=20)"
-    """
-    if isinstance(value, partial):
-        options = [f"{k}={described(v)}" for k, v in sorted(value.keywords.items()) if not isinstance(v, Generator)]
-        return f"{described(value.func)}({', '.join([*map(described, value.args), *options])})"
-    if isinstance(value, nn.Module):
-        return f"{type(value).__qualname__} {fingerprint(value)[:12]}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {described(v)}" for k, v in value.items()) + "}"
-    if callable(value):
-        return str(getattr(value, "__qualname__", type(value).__qualname__))
-    return repr(value)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hexadecimal SHA-256 of a network: weights, buffers, and its layers as they print, in every process the same."""
-    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return hashlib.sha256((layers + model_digest(model)).encode()).hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrc.evaluation.files import write_text
+from lrc.attacks.journal import sound
+from lrc.files import write_text
 
 EVERY = 2.0  # seconds between two states on disk
 
@@ -23,7 +24,8 @@ class Cost:
         seconds: of wall-clock time.
         queries: images that went through the network.
         forward: passes through the network, whatever the size of the batch.
-        backward: passes back from its logits.
+        backward: passes back from its logits. One that gives all rows of a Jacobian at once, as in FAB without targets,
+            counts as one, though it costs about as much as one for each class.
     """
 
     seconds: float = 0.0
@@ -45,7 +47,7 @@ class Meter:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.queries = self.forward = self.backward = 0
-        self.before = Cost(**json.loads(path.read_text())) if path is not None and path.exists() else Cost()
+        self.before = sound(path, _cost) if path is not None and path.exists() else Cost()
         self.began = self.saved = time.perf_counter()
 
     @property
@@ -74,12 +76,15 @@ class Meter:
             write_text(self.path, json.dumps(asdict(self.cost)))
 
 
+def _cost(path: Path) -> Cost:
+    return Cost(**json.loads(path.read_text()))
+
+
 @contextmanager
 def counting(model: nn.Module, path: Path | None = None) -> Iterator[Meter]:
     """Counts the passes through the model, by a forward hook that changes nothing and is gone on leaving.
 
-    What goes through a copy of the model is not counted: LinBP and SGM rewrite one. AutoAttack, which folds batch norms
-    in a copy, does without it when it sees a hook: a tenth slower, with the same verdicts, and all of it is counted.
+    What goes through a copy of the model is not counted: LinBP and SGM rewrite one.
 
     Args:
         model: the network, asked for logits by calling it on a batch.

@@ -17,18 +17,20 @@ from torch import Generator, Tensor, nn
 from lrc.attacks.autoattack import Verdicts
 from lrc.attacks.balls import ball
 from lrc.attacks.common import attacked, check
-from lrc.attacks.journal import Journal, digest
+from lrc.attacks.journal import Journal, sound
 from lrc.attacks.streams import new_seed
 from lrc.data import Images
 from lrc.errors import InputError
 from lrc.evaluation.accuracy import device_of
-from lrc.evaluation.choice import Attack, accepted, choose, described, fingerprint, resumes
+from lrc.evaluation.choice import Attack, accepted, choose, resumes
 from lrc.evaluation.counting import Cost, counting
-from lrc.evaluation.files import write_text
 from lrc.evaluation.ledger import Judged, Ledger
 from lrc.evaluation.masking import masking_flags
 from lrc.evaluation.outcomes import Flag, Outcome
 from lrc.evaluation.report import CLEAN, Report
+from lrc.evaluation.trial import check_surrogate
+from lrc.files import write_text
+from lrc.identity import described, fingerprint
 
 STRANGE = ".*NaN or infinite logits"  # the warning of an attack: here the report says it
 
@@ -65,13 +67,15 @@ def evaluate(
         generator: of the attacks' random choices; each image's depend on it, the attack's name and the image alone.
         out: folder for what is finished. A killed run loses a batch at most, and goes on when called again with the
             same model, images, eps, norm and generator; more attacks can be added. The report ends in `report.json`.
+            Attacks of your own are told apart by their names and options (`lrc.identity.described`).
         masking: look for signs of masking (`lrc.evaluation.masking_flags`) too.
         surrogate: another network for the same classes, from which examples are transferred when looking for them.
         progress: show a progress bar for each attack.
 
     Raises:
         InputError: no images, other classes than the network's, an unknown attack or norm, an attack that leaves the
-            ball, or a folder `out` that holds another run.
+            ball by more than rounding, a surrogate that does not fit, or a folder `out` that holds another run or
+            damaged files.
 
     >>> x = torch.full((2, 3, 4, 4), 128, dtype=torch.uint8)
     >>> x[0, 0], x[1, 0] = 130, 150  # a little and clearly redder than green and blue
@@ -88,6 +92,8 @@ def evaluate(
     chosen = choose(attacks, eps=eps, norm=norm)
     check(data.float([0]), data.y[:1], eps)  # what is wrong is named before anything runs
     ball(data.float([0]), eps, norm)
+    if masking and surrogate is not None:
+        check_surrogate(surrogate, model, data)
     run = _Run(model, data, eps, norm, batch_size, None if out is None else Path(out), progress)
     report = _begin(run, generator)
     with warnings.catch_warnings():
@@ -121,14 +127,11 @@ class _Run:
 
 def _begin(run: _Run, generator: Generator | None) -> Report:
     """The report as far as it is known before any attack."""
-    images, weights = digest([run.data.x, run.data.y]), fingerprint(run.model)
+    images, weights = run.data.digest(), fingerprint(run.model)
     seed = None if generator is None else new_seed(generator)
     if run.out is not None:
         identity = {"eps": run.eps, "norm": run.norm, "images": images, "model": weights}
-        try:
-            seed = Journal(run.out).begin(identity, seed=seed)
-        except OSError as error:
-            raise InputError(f"{run.out} cannot be a folder for verdicts ({error.strerror}): name another") from error
+        seed = Journal(run.out).begin(identity, seed=seed)
     level = run.data.hierarchy.levels[0] if run.data.hierarchy else None
     return Report(
         classes=run.data.classes,
@@ -187,8 +190,7 @@ def _said(run: _Run, x: Tensor, y: Tensor, found: Any, *, name: str) -> Int64[Te
     said = []
     for part in torch.arange(len(x), device=x.device).split(run.batch_size):
         a, b, labels = (t[part].to(run.device) for t in (x, x_adv, y))
-        if not ball(a, run.eps, run.norm).contains(b).all():
-            raise InputError(f"{name} left the ball of radius {run.eps} in {run.norm}: it must stay inside")
+        b = ball(a, run.eps, run.norm).accept(b, name=name)
         with attacked(run.model, a, labels, eps=run.eps) as (victim, _, labels):
             logits = victim.logits(b)
         if logits.shape[1] != len(run.data.classes):
@@ -204,12 +206,12 @@ def _as_it_is(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
-def _flags(run: _Run, report: Report, surrogate: nn.Module | None) -> tuple[Flag, ...]:
+def _flags(run: _Run, report: Report, surrogate: nn.Module | None) -> tuple[Flag, ...] | None:
     """The signs of masking, on images that are right as they are; kept beside the attacks."""
     name = "masking" if surrogate is None else f"masking-{fingerprint(surrogate)[:8]}"
     path = None if run.out is None else run.out / f"{name}.json"
     if path is not None and path.exists():
-        return tuple(Flag(**flag) for flag in json.loads(path.read_text()))
+        return sound(path, _kept)
     flags = masking_flags(
         run.model,
         run.data.subset(report.right(CLEAN)),
@@ -219,6 +221,10 @@ def _flags(run: _Run, report: Report, surrogate: nn.Module | None) -> tuple[Flag
         batch_size=run.batch_size,
         generator=Generator().manual_seed(report.seed % 2**63),
     )
-    if path is not None:
-        write_text(path, json.dumps([asdict(flag) for flag in flags], indent=1) + "\n")
+    if path is not None and flags is not None:
+        write_text(path, json.dumps([asdict(flag) for flag in flags], indent=1, allow_nan=False) + "\n")
     return flags
+
+
+def _kept(path: Path) -> tuple[Flag, ...]:
+    return tuple(Flag(**flag) for flag in json.loads(path.read_text()))

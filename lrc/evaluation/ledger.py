@@ -10,9 +10,9 @@ from jaxtyping import Float64, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrc.attacks.journal import Journal
+from lrc.attacks.journal import Journal, sound
 from lrc.evaluation.counting import Cost
-from lrc.evaluation.files import write
+from lrc.files import write
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,14 @@ class Ledger:
         """That of the attack called `name` below `out`, with what an earlier run of it finished.
 
         Raises:
-            InputError: the folder holds another run.
+            InputError: the folder holds another run, or damaged files.
         """
         if out is None:
             return Ledger(None, [])
         folder = out / re.sub(r"[^\w.+-]+", "_", name)
         Journal(folder).begin(run, seed=seed)
-        return Ledger(folder, [Judged(**load_file(path)) for path in sorted(folder.glob("*.safetensors"))])
+        paths = sorted(folder.glob("*.safetensors"))
+        return Ledger(folder, [sound(path, lambda path: Judged(**load_file(path))) for path in paths])
 
     def left(self, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
         """Those of the rows that no batch holds."""

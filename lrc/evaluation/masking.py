@@ -16,7 +16,7 @@ from lrc.data import Images
 from lrc.errors import InputError
 from lrc.evaluation.outcomes import Flag
 from lrc.evaluation.rates import sign_test, wilson
-from lrc.evaluation.trial import Trial, draw
+from lrc.evaluation.trial import Trial, check_surrogate, draw
 
 STEPS = 20
 QUERIES = 300  # of Square, for the images that PGD leaves: five times the work of PGD-20 on them
@@ -40,7 +40,7 @@ def masking_flags(
     surrogate: nn.Module | None = None,
     batch_size: int = 250,
     generator: Generator | None = None,
-) -> tuple[Flag, ...]:
+) -> tuple[Flag, ...] | None:
     """Six signs of gradient masking, looked for on some images that are classified rightly.
 
     - "zero gradients": the gradient of the logits' margin is zero, or tiny against the change that random steps show.
@@ -51,8 +51,8 @@ def masking_flags(
     - "robust without bound": PGD leaves images right though it may change every pixel as it likes.
     - "more effort hurts": PGD fools clearly fewer images with more steps, or with a larger eps.
 
-    It takes 4 to 8 times as long as PGD-20 on these images. PGD starts at the image: a random start would hide that
-    it makes no way.
+    It takes 5 to 10 times as long as PGD-20 on these images, and longer for a network that PGD leaves alone. PGD starts
+    at the image: a random start would hide that it makes no way.
 
     Args:
         model: images in [0, 1] to logits; run in eval mode, and left as it was.
@@ -64,10 +64,10 @@ def masking_flags(
         generator: of the draw, the directions, and Square.
 
     Returns:
-        The six flags, raised or not; none where no image is classified rightly.
+        The six flags, raised or not; None where no image is classified rightly, so that there is nothing to look at.
 
     Raises:
-        InputError: images < 1, or as in `lrc.attacks.pgd`.
+        InputError: images < 1, a surrogate of other classes or on another device, or as in `lrc.attacks.pgd`.
 
     Source: Athalye et al., *Obfuscated gradients give a false sense of security* (2018), section 3.1; Carlini et al.,
     *On evaluating adversarial robustness* (2019), section 5; saturation: Carlini & Wagner, *Defensive distillation is
@@ -75,12 +75,14 @@ def masking_flags(
     """
     if images < 1:
         raise InputError(f"signs of masking need at least 1 image, not {images}")
+    if surrogate is not None and len(data):
+        check_surrogate(surrogate, model, data)
     seed = new_seed(generator) % 2**62
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*NaN or infinite logits")  # such an image counts as fooled
         trial = draw(model, data, images, eps=eps, norm=norm, batch_size=batch_size, seed=seed)
         if not len(trial):
-            return ()
+            return None
         plain, scaled, other = [
             trial.fooled_by(trial.walk(loss=loss)) for loss in ("ce", scaled_cross_entropy, "margin")
         ]
@@ -175,7 +177,7 @@ def _black_box(trial: Trial, white: Bool[Tensor, " n"], surrogate: nn.Module | N
     left = (~white).nonzero().squeeze(1)
     rest = trial.rows(left)
     found = rest.fooled_by(partial(square, eps=trial.eps, norm=trial.norm, queries=QUERIES))
-    evidence = {
+    evidence: dict[str, float | None] = {
         "images": len(trial),
         "right under PGD, all losses": _mean(~white),
         "of these, Square fools": _mean(found),
@@ -236,5 +238,7 @@ def _mean(values: Tensor) -> float:
     return round(values.double().mean().item(), 4) if len(values) else 0.0
 
 
-def _median(values: Tensor) -> float:
-    return float(f"{values.double().nanmedian().item():.3g}") if len(values) else 0.0
+def _median(values: Tensor) -> float | None:
+    """Of those that are finite; a change of nothing is no part of nothing."""
+    finite = values[values.isfinite()].double()
+    return float(f"{finite.median().item():.3g}") if len(finite) else None

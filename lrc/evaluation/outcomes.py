@@ -13,13 +13,13 @@ class Flag:
     Attributes:
         name: what was looked for; see `lrc.evaluation.masking_flags`.
         raised: whether it was found.
-        evidence: the numbers that this rests on.
+        evidence: the finite numbers that this rests on; None for a mean or median of nothing.
         explanation: what they mean, in a sentence or two.
     """
 
     name: str
     raised: bool
-    evidence: dict[str, float]
+    evidence: dict[str, float | None]
     explanation: str
 
 

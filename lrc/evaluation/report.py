@@ -31,10 +31,10 @@ class Report:
         outcomes: by name, "clean" the first.
         eps, norm: what the attacks were allowed.
         seed: of their random choices.
-        images, model: SHA-256 of pixels with labels, and of the weights.
+        images, model: SHA-256 of the images (`lrc.data.Images.digest`) and of the network (`lrc.identity.fingerprint`).
         superclasses: their names; none where the data have no hierarchy.
         superclass_of: the superclass of each class, as an index.
-        flags: signs of masking that were looked for; None if they were not.
+        flags: signs of masking that were looked for; None if they were not, or no image is right to look at.
         versions: of the packages.
     """
 
@@ -152,14 +152,15 @@ class Report:
         return Comparison(*only, sign_test(*only))
 
     def to_json(self) -> str:
-        """The report as JSON: what `from_json` needs, and beside it the figures, for other readers."""
+        """The report as JSON: what `from_json` needs, and beside it the figures, for other readers; null for 0 / 0."""
         record = {"format": FORMAT} | {name: value for name, value in vars(self).items() if name != "outcomes"}
         record["labels"] = _words(self.labels)
         record["flags"] = None if self.flags is None else [asdict(flag) for flag in self.flags]
         record["outcomes"] = {
             name: {"call": o.call, "cost": asdict(o.cost), "said": _words(o.said)} for name, o in self.outcomes.items()
         }
-        return json.dumps(record | {"figures": {name: self._figures(name) for name in self.names}}, indent=1) + "\n"
+        record["figures"] = {name: self._figures(name) for name in self.names}
+        return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Report":
@@ -194,14 +195,19 @@ class Report:
 
     def _figures(self, name: str) -> dict[str, Any]:
         rate = self.accuracy(name)
-        figures: dict[str, Any] = {"accuracy": rate.value, "interval": rate.interval, "nonfinite": self.nonfinite(name)}
-        figures["by_class"] = {c: r.value if r.count else None for c, r in self.by_class(name).items()}
+        figures: dict[str, Any] = {"accuracy": _share(rate), "interval": rate.interval}
+        figures["nonfinite"] = self.nonfinite(name)
+        figures["by_class"] = {c: _share(r) for c, r in self.by_class(name).items()}
         if self.superclasses:
             found = self.confusion(name)
             chance = None if found.chance != found.chance else found.chance
-            figures["by_superclass"] = {c: r.value if r.count else None for c, r in self.by_superclass(name).items()}
+            figures["by_superclass"] = {c: _share(r) for c, r in self.by_superclass(name).items()}
             figures["confusion"] = {"within": found.within, "across": found.across, "chance": chance}
         return figures
+
+
+def _share(rate: Rate) -> float | None:
+    return rate.value if rate.count else None
 
 
 def _rates(right: Tensor, group: Tensor, names: tuple[str, ...]) -> dict[str, Rate]:

@@ -107,5 +107,5 @@ def _percent(rate: Rate) -> str:
     return f"{100 * rate.value:.1f}" if rate.count else "-"
 
 
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+def _short(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"

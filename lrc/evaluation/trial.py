@@ -12,6 +12,7 @@ from lrc.attacks import pgd
 from lrc.attacks.common import attacked
 from lrc.attacks.losses import Loss, fooled
 from lrc.data import Images
+from lrc.errors import InputError
 from lrc.evaluation.accuracy import Attack, device_of
 
 
@@ -76,3 +77,18 @@ def draw(model: nn.Module, data: Images, images: int, *, eps: float, norm: str, 
     rows = torch.cat(found)[:images]
     x, y = data.float(rows).to(device), data.y[rows.to(data.y.device)].to(device)
     return Trial(model, x, y, eps, norm, batch_size, seed)
+
+
+def check_surrogate(surrogate: nn.Module, model: nn.Module, data: Images) -> None:
+    """Shows the surrogate one image.
+
+    Raises:
+        InputError: it is on another device than the network, or has other classes than the data.
+    """
+    device, other = device_of(model, data), device_of(surrogate, data)
+    if device != other:
+        raise InputError(f"the surrogate is on {other}, the network on {device}: move one to the other")
+    with attacked(surrogate, data.float([0]).to(device), torch.zeros_like(data.y[:1])) as (victim, x, _):
+        classes = victim.logits(x).shape[1]
+    if classes != len(data.classes):
+        raise InputError(f"the surrogate has {classes} classes, the data {len(data.classes)}: take one for the same")
