@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from lrc.errors import InputError
@@ -60,6 +60,8 @@ class JPEG(nn.Module):
 
     cosines: Tensor
     colours: Tensor
+    back: Tensor
+    offset: Tensor
     tables: Tensor
 
     def __init__(self, quality: int = 50) -> None:
@@ -68,7 +70,11 @@ class JPEG(nn.Module):
             raise InputError(f"the quality of JPEG must be in 1..100, not {quality}")
         self.quality = quality
         self.register_buffer("cosines", cosine_transform(8), persistent=False)
-        self.register_buffer("colours", torch.tensor(TO_YCBCR), persistent=False)
+        colours = torch.tensor(TO_YCBCR, dtype=torch.double)
+        self.register_buffer("colours", colours.float(), persistent=False)
+        self.register_buffer("back", torch.linalg.inv(colours).float(), persistent=False)
+        # brightness starts at 0, the differences are about 0 as they are
+        self.register_buffer("offset", torch.tensor([128.0, 0.0, 0.0]).view(1, 3, 1, 1), persistent=False)
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
         tables = torch.tensor((BRIGHTNESS, COLOUR, COLOUR))
         tables = ((tables * scale + 50) // 100).clamp(1, 255)
@@ -77,18 +83,14 @@ class JPEG(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         h, w = x.shape[2:]
         with torch.autocast(x.device.type, enabled=False):
-            colours, D = self.colours.to(x.dtype), self.cosines.to(x.dtype)
-            z = torch.einsum("dc,nchw->ndhw", colours, 255 * x.to(D.dtype)) - self._offset(D)
+            colours, back, offset, D = (b.to(x.dtype) for b in (self.colours, self.back, self.offset, self.cosines))
+            z = torch.einsum("dc,nchw->ndhw", colours, 255 * x) - offset
             z = F.pad(z, (0, -w % 8, 0, -h % 8), mode="replicate")
             blocks = z.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # n c i j 8 8
             table = self.tables.to(x.dtype)[:, None, None]
             blocks = D.T @ (straight_round(D @ blocks @ D.T / table) * table) @ D
-            z = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :h, :w] + self._offset(D)
-            return (torch.einsum("cd,ndhw->nchw", torch.linalg.inv(colours), z) / 255).clamp(0, 1)
-
-    def _offset(self, like: Tensor) -> Tensor:
-        """128 for the brightness, whose range starts at 0; the differences are about 0 as they are."""
-        return torch.tensor([128.0, 0.0, 0.0]).to(like).view(1, 3, 1, 1)
+            z = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :h, :w] + offset
+            return (torch.einsum("cd,ndhw->nchw", back, z) / 255).clamp(0, 1)
 
     def extra_repr(self) -> str:
         return f"quality={self.quality}"
@@ -105,13 +107,16 @@ class CAS(nn.Module):
     Args:
         channels: of what comes in.
         classes: number of classes.
+        generator: source of the initial weights; PyTorch's global one if absent.
 
     Source: Bai et al., *Improving adversarial robustness via channel-wise activation suppressing* (2021).
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, *, generator: Generator | None = None) -> None:
         super().__init__()
         self.fc = skip_init(nn.Linear, channels, classes)
+        nn.init.kaiming_normal_(self.fc.weight, nonlinearity="relu", generator=generator)  # as `lrc.models.initialize`
+        nn.init.zeros_(self.fc.bias)
         self.labels: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -91,7 +91,7 @@ class ResNet(nn.Module):
                 stages.append(BasicBlock(inputs, outputs, stride=2 if i > 0 and j == 0 else 1))
                 inputs = outputs
                 if suppress and i == len(blocks) - 1:
-                    stages.append(CAS(outputs, classes))
+                    stages.append(CAS(outputs, classes, generator=generator))
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = skip_init(nn.Linear, inputs, classes)

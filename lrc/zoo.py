@@ -12,13 +12,14 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from fractions import Fraction
 from functools import cache, partial
 from itertools import repeat
 from multiprocessing import get_context
@@ -37,11 +38,14 @@ from lrc.data import Images
 from lrc.data.cache import folder as cache_folder
 from lrc.errors import InputError
 from lrc.evaluation import Report, accuracy, evaluate
+from lrc.files import write, write_text
+from lrc.hierarchy import Hierarchy
 from lrc.linearization import linear_map
 from lrc.models import build
 from lrc.objectives import Objective, collapsed, named, watch_collapse
 from lrc.profiles import device
 from lrc.training import milestones, train
+from lrc.training.checkpoints import LAST, PREVIOUS
 
 __all__ = ["images", "info", "load", "make", "metrics", "names", "obtain", "obtain_all", "recipe"]
 
@@ -49,6 +53,7 @@ PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 EPS = 8 / 255
+WORDS = ("on", "reduction")  # options of objectives that are no numbers
 
 Recipe = dict[str, Any]
 Change = Mapping[str, Mapping[str, Any]]
@@ -86,7 +91,7 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
     Args:
         name: one of `names()`.
         change: other values for some entries.
-        limit: for trials, at most so many images of each part, and one epoch.
+        limit: for trials, at most so many images of each part, and one epoch; a teacher's too.
 
     Raises:
         InputError: no recipe of that name, or no such section; the message lists those there are.
@@ -103,6 +108,7 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
         raise InputError(f"a limit of {limit} images leaves none: give at least 1")
     if limit is not None:
         given["data"]["limit"] = min(limit, given["data"].get("limit", limit))
+        given["trial"] = limit
         given["training"] |= {"epochs": 1, "batch_size": min(limit, given["training"]["batch_size"])}
     return given
 
@@ -141,7 +147,7 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
 
     Args:
         name, change, limit: as in `recipe`; what is changed or limited is never shipped.
-        progress: show a progress bar.
+        progress: where it has to be trained, say so on stderr, and show a progress bar.
     """
     wanted = recipe(name, change=change, limit=limit)
     if wanted == recipe(name) and info(name)["shipped"]:
@@ -156,9 +162,12 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
         raise InputError(f"{name!r} has not been trained here: call lrc.zoo.obtain({name!r}) in one process first")
     with FileLock(place / "lock"):
         if not weights.exists():
+            if progress:
+                print(f"{name} is not shipped: training it, once on this machine", file=sys.stderr)
             model, _ = fit(wanted, out=place, progress=progress)
             _write(model, weights)
-        (place / "last.pt").unlink(missing_ok=True)
+        for checkpoint in (LAST, PREVIOUS):
+            (place / checkpoint).unlink(missing_ok=True)
     return _restore(wanted, weights).to(device())
 
 
@@ -238,9 +247,13 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
 
     Returns:
         What `info` gives from then on.
+
+    Raises:
+        InputError: the folder holds what another recipe made.
     """
     wanted, place = recipe(name), Path(work) / name
     made = place / WEIGHTS_FILE
+    _claim(place, wanted)
     if not made.exists():
         model, _ = fit(wanted, out=place, progress=progress)
         _write(model.half(), made)
@@ -257,10 +270,29 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
         "versions": {"torch": torch.__version__.split("+")[0], "device": device().type},
         "metrics": _read_metrics(place),
     }
-    WEIGHTS.mkdir(exist_ok=True)
-    shutil.copyfile(made, WEIGHTS / f"{name}.safetensors")
-    (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(WEIGHTS / f"{name}.safetensors", partial(shutil.copyfile, made))
+    write_text(WEIGHTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
     return info(name)
+
+
+def _claim(place: Path, wanted: Recipe) -> None:
+    """Notes in a folder by which recipe its network is made, or refuses the folder of another.
+
+    What lies there without a note, as weights that were trained elsewhere, is taken to be of this recipe.
+    """
+    note, made = place / "recipe.json", _essence(wanted)
+    if not note.exists():
+        write_text(note, json.dumps(made, indent=1) + "\n")
+        return
+    try:
+        there = json.loads(note.read_text())
+    except ValueError as error:
+        raise InputError(f"{note} is damaged: remove the folder to begin anew") from error
+    if there != made:
+        differ = [key for key in sorted({*made, *there}) if made.get(key) != there.get(key)]
+        raise InputError(
+            f"{place} was made by another recipe ({', '.join(differ)}): remove it, or name another work folder"
+        )
 
 
 def _judgement(report: Report) -> dict[str, Any]:
@@ -286,11 +318,11 @@ def fit(
     if "milestones" in options:
         options["schedule"] = milestones(*options.pop("milestones"))
     groups = rest.hierarchy.groups() if rest.hierarchy else None
-    objective = _objective(wanted, groups)
-    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if objective.craft else None  # what is to be robust
+    made = objective(wanted, rest.hierarchy)
+    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if made.craft else None  # what is to be robust
     fast = wanted["objective"]["name"] == "fast"  # the one that can collapse
     history = train(
-        model, rest, objective, validation=validation, attack=attack, watch=_watch(validation, groups, fast=fast),
+        model, rest, made, validation=validation, attack=attack, watch=_watch(validation, groups, fast=fast),
         stop=collapsed if fast else None, out=out, progress=progress, **options,
     )  # fmt: skip
     return model, history
@@ -304,8 +336,8 @@ def _watch(
     def watch(model: nn.Module) -> dict[str, float]:
         noted = _contrasts(model, groups=groups) if groups else {}
         if fast:
-            x, y = validation.subset(min(500, len(validation))).to(device()).float(), validation.y[:500].to(device())
-            noted |= watch_collapse(x, y, eps=EPS)(model)
+            some = _first(validation, 500)
+            noted |= watch_collapse(some.float(), some.y, eps=EPS)(model)
         return noted
 
     return watch
@@ -347,28 +379,56 @@ def _untrained(wanted: Recipe) -> nn.Module:
     return build(options.pop("name"), generator=generator, **options)
 
 
-def _objective(wanted: Recipe, groups: list[list[int]] | None) -> Objective:
-    options = {k: _number(v) for k, v in wanted["objective"].items() if k not in ("name", "teacher")}
+def objective(wanted: Recipe, hierarchy: Hierarchy | None) -> Objective:
+    """What the recipe lowers, the teacher it may need included; the superclasses are those of its data.
+
+    Raises:
+        InputError: as `lrc.objectives.named`, or a value that is no number.
+    """
+    options = {
+        k: v if k in WORDS else number(v) for k, v in wanted["objective"].items() if k not in ("name", "teacher")
+    }
     if "teacher" in wanted["objective"]:
-        options["teacher"] = obtain(wanted["objective"]["teacher"])
+        options["teacher"] = obtain(wanted["objective"]["teacher"], limit=wanted.get("trial"))
     if options.get("clustering"):
-        options["groups"] = groups
+        options["groups"] = hierarchy.groups() if hierarchy else None
     return named(wanted["objective"]["name"], **options)
 
 
-def _number(value: Any) -> Any:
-    """Fractions written out, "8/255", as numbers."""
-    return float(Fraction(value)) if isinstance(value, str) else value
+def number(value: Any) -> Any:
+    """A number, or text of one, where a fraction may be written out: "8/255".
+
+    Raises:
+        InputError: text that is no finite number.
+    """
+    if not isinstance(value, str):
+        return value
+    above, slash, below = value.partition("/")
+    try:
+        found = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"{value!r} is no number: write 0.03 or 8/255")
+    return found
 
 
 def _kept(wanted: Recipe) -> Path:
     """Where a trained network that is not shipped is kept: by its recipe and the code of the package."""
     code = sorted(path for path in PACKAGE.rglob("*.py") if _bears_on_training(path))
-    made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
-    digest = hashlib.sha256(json.dumps([made, torch.__version__], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([_essence(wanted), torch.__version__], sort_keys=True).encode())
     for path in code:
         digest.update(path.read_bytes())
     return cache_folder() / "zoo" / digest.hexdigest()[:20]
+
+
+def _essence(wanted: Recipe) -> Recipe:
+    """What of a recipe bears on the network, the recipe of its teacher included."""
+    made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
+    if "teacher" not in made["objective"]:
+        return made
+    teacher = _essence(recipe(made["objective"]["teacher"], limit=made.get("trial")))
+    return made | {"teacher": teacher}
 
 
 def _bears_on_training(path: Path) -> bool:
@@ -379,10 +439,9 @@ def _bears_on_training(path: Path) -> bool:
 
 
 def _write(model: nn.Module, path: Path) -> None:
-    """Weights as safetensors, beside their place first and then moved there."""
-    temporary = path.with_suffix(".part")
-    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary)
-    os.replace(temporary, path)
+    """Weights as safetensors."""
+    weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
+    write(path, partial(save_file, weights))
 
 
 def _restore(wanted: Recipe, path: Path) -> nn.Module:

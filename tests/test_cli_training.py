@@ -91,6 +91,29 @@ def test_the_folder_of_another_training_is_refused(command):
     assert "x holds a training of another recipe (training.lr): name another folder" in err
 
 
+@pytest.mark.parametrize("wrong", [["--method", "trade"], ["--batch-size", "64"], ["--lr", "1e30"]])
+def test_a_command_that_was_refused_may_be_corrected(command, wrong):
+    assert command("train", *TINY, "--out", "x", *wrong)[0] == 2
+    status, _, err = command("train", *TINY, "--out", "x", "--epochs", "1")
+    assert (status, err) == (0, "") and recipe_of("x")["training"]["epochs"] == 1
+
+
+def test_a_method_that_needs_a_teacher_says_so(command):
+    words = [word for pair in zip(TINY[::2], TINY[1::2], strict=True) if pair[0] != "--steps" for word in pair]
+    status, output, err = command("train", *words, "--method", "distillation", "--out", "x")
+    assert status == 2 and output == "" and err == "lrc: distillation needs the option 'teacher': give it too\n"
+    assert not Path("x").exists()
+
+
+def test_other_data_have_their_own_classes():
+    base = {**training.DEFAULTS, "network": {"name": "resnet8", "classes": 100}}
+    given = dict.fromkeys([*training.NAMES, *(name for names in training.SECTIONS.values() for name in names)])
+    same, other = ({**given, "data": name} for name in ("cifar10", "shapes"))
+    assert training._recipe(base, same, [])["network"]["classes"] == 100
+    assert training._recipe(base, other, [])["network"] == {"name": "resnet8"}
+    assert training._recipe(base, other, ["network.classes=7"])["network"]["classes"] == 7
+
+
 def test_what_it_wrote_is_inspected_and_evaluated(command):
     command("train", *TINY, "--out", "x")
     for words in (["inspect", "x", "--steps", "1"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
@@ -124,6 +147,12 @@ def test_a_folder_of_images_is_a_data_set(command, place):
         (["--batch-size", "64"], "batch_size (64) in 1..48"),
         (["--ema", "2"], "ema (2.0)"),
         (["--set", "training.epoch=3"], "the section training has no 'epoch'; there are"),
+        (["--set", "training.out=y"], "the section training has no 'out'; there are augment"),
+        (["--set", "training.stop=1"], "the section training has no 'stop'"),
+        (["--method", "distillation"], "distillation has no option 'steps'"),
+        (["--eps", "1e999"], "'1e999' is no number"),
+        (["--set", "objective.on=columns", "--clustering", "0.1"], "not 'columns'"),
+        (["--config", "unnamed.json"], "unnamed.json is no recipe: its section network has no name"),
         (["--set", "train.epochs=3"], "expected SECTION.NAME=VALUE, with a section of data, network, objective, tra"),
         (["--set", "network.depth=3"], "a data set or network has no such option"),
         (["--config", "nowhere.json"], "nowhere.json cannot be read"),
@@ -134,6 +163,7 @@ def test_a_folder_of_images_is_a_data_set(command, place):
 )
 def test_what_cannot_be_is_one_line_and_status_2(command, words, says):
     Path("list.json").write_text("[1]")
+    Path("unnamed.json").write_text(json.dumps({**training.DEFAULTS, "network": {}}))
     status, output, err = command("train", *TINY, "--method", "adversarial", "--out", "x", *words)
     assert status == 2 and output == ""
     assert err.startswith("lrc: ") and err.count("\n") == 1

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lrc import InputError, linear_map
 from lrc.attacks import pgd
+from lrc.attacks.graphs import Wiring
 from lrc.defences import CAS, JPEG, Guarded, labelled
 from lrc.models import build
 from lrc.objectives import named, suppressed
@@ -152,6 +153,25 @@ def test_suppressing_is_its_formula_and_the_attack_is_not_told_the_answer():
     torch.testing.assert_close(
         named("cas")(model, x, y, generator=Generator().manual_seed(1)), suppressed(model, x, y, made)
     )
+
+
+def test_a_layer_of_its_own_has_weights_from_the_generator():
+    made = [CAS(64, 10, generator=Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(made[0].fc.weight, made[1].fc.weight) and not torch.equal(made[0].fc.weight, made[2].fc.weight)
+    assert made[0].fc.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.15) and not made[0].fc.bias.any()
+    state = torch.get_rng_state()
+    build("resnet18", width=4, suppress=True, generator=Generator())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("options", [{"jpeg": 50}, {"suppress": True}])
+def test_networks_with_such_layers_can_be_rewired(options):
+    """Their forward passes cannot be traced, so the tracer must not look into them; forward all is as it was."""
+    model = build("resnet8", width=4, generator=Generator().manual_seed(0), **options).eval()
+    wiring = Wiring(model)
+    assert wiring.relus(0) and wiring.residuals()
+    x = pictures(2)
+    torch.testing.assert_close(wiring.assemble()(x), model(x), rtol=0, atol=0)
 
 
 def test_suppression_in_a_network():

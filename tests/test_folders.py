@@ -35,7 +35,8 @@ def path(tmp_path):
 def whole(path) -> Images:
     """The same images in memory."""
     pixels = [np.asarray(Image.open(file)) for name in NAMES for file in sorted((path / name).iterdir())]
-    return Images.from_arrays(pixels, [i for i in range(3) for _ in range(12)], NAMES, hierarchy=GROUPS)
+    images = Images.from_arrays(pixels, [i for i in range(3) for _ in range(12)], NAMES, hierarchy=GROUPS)
+    return images.subset(torch.randperm(36, generator=Generator().manual_seed(0)))
 
 
 def equal(a, b) -> bool:
@@ -48,6 +49,12 @@ def test_a_folder_holds_what_is_in_it(path):
     assert found.classes == NAMES and found.hierarchy == GROUPS
     assert torch.equal(found.float(), whole(path).float()) and torch.equal(found.y, whole(path).y)
     assert torch.equal(found.float([7, 3]), whole(path).float([7, 3]))
+
+
+def test_the_first_images_are_of_all_classes(path):
+    first = folder(path, size=32, workers=0).subset(12)
+    assert first.y.bincount(minlength=3).min() >= 2
+    assert torch.equal(first.y, folder(path, size=32, workers=0).y[:12])  # the same ones every time
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -114,7 +121,8 @@ def test_images_of_any_kind_and_size_become_square_and_coloured(tmp_path):
     Image.fromarray(wide).save(tmp_path / "a" / "1.png")
     Image.fromarray(np.full((30, 20), 128, dtype=np.uint8)).save(tmp_path / "a" / "2.png")
     Image.new("RGBA", (8, 8), (0, 255, 0, 255)).save(tmp_path / "a" / "3.png")
-    x = folder(tmp_path, size=5, workers=0).float()
+    found = folder(tmp_path, size=5, workers=0)
+    x = found.float(found.rows.argsort())  # as the files are sorted
     assert x.shape == (3, 3, 5, 5)
     assert torch.equal(x[0], torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 5, 5))
     assert torch.equal(x[1], torch.full((3, 5, 5), 128 / 255))

@@ -274,6 +274,12 @@ def test_a_collapse_is_told_from_learning_nothing():
     good, lost = {"fgsm": 0.5, "pgd": 0.4}, {"fgsm": 0.9, "pgd": 0.01}
     assert collapsed([good, lost]) and not collapsed([good]) and not collapsed([lost, good]) and not collapsed([])
     assert not collapsed([good, {"fgsm": 0.1, "pgd": 0.1}]) and collapsed([good, {"clean": 1.0}, lost])
+    chance = [{"fgsm": 0.12, "pgd": 0.12}, {"fgsm": 0.11, "pgd": 0.05}]
+    assert not collapsed(chance) and not collapsed([{"fgsm": 0.45, "pgd": 0.2}])
+    assert (
+        collapsed([{"fgsm": 0.7, "pgd": 0.0}])
+        == "catastrophic overfitting: accuracy 0.70 under FGSM, but 0.00 under PGD"
+    )
     model, (x, y, _) = tiny(), batch()
     watch = watch_collapse(x, y, eps=0.2)
     assert watch(model) == watch(model) and model.training

@@ -263,10 +263,20 @@ def test_unknown_names_list_the_possible_ones():
         named("trade")
     with pytest.raises(InputError, match="trades has no option 'gamma'; there are beta, eps, steps, step, groups"):
         named("trades", gamma=0.1)
+    with pytest.raises(InputError, match="distillation needs the option 'teacher'"):
+        named("distillation")
     with pytest.raises(InputError, match="needs groups"):
         named("trades", clustering=0.1)
     with pytest.raises(InputError, match='"ce" or "kl"'):
         near(tiny(), *batch()[:2], loss="mse")
+
+
+def test_the_clustering_term_may_be_the_mean():
+    made = named("standard", clustering=1.0, groups=GROUPS, reduction="mean")
+    expected = clustered(named("standard"), GROUPS, reduction="mean")
+    model, (x, y, _) = tiny(), batch()
+    assert str(made) == str(expected) != str(clustered(named("standard"), GROUPS, weight=1.0))
+    torch.testing.assert_close(made(model, x, y), expected(model, x, y))
 
 
 def test_an_objective_says_what_it_is_without_addresses():
@@ -274,7 +284,7 @@ def test_an_objective_says_what_it_is_without_addresses():
     b = named("distillation", teacher=tiny(1), awp=0.01, clustering=0.1, groups=GROUPS)
     other = named("distillation", teacher=tiny(2), awp=0.01, clustering=0.1, groups=GROUPS)
     assert str(a) == str(b) != str(other) and "0x" not in str(a) and "gamma=0.01" in str(a)
-    assert len({str(METHODS[name]()) for name in METHODS if name != "distillation"}) == len(METHODS) - 2  # pgd-at
+    assert len({str(METHODS[name]()) for name in METHODS if name != "distillation"}) == len(METHODS) - 1
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("jpeg", "cas", "distillation")])

@@ -13,9 +13,9 @@ from torch import Generator, nn
 from lrc.attacks import pgd
 from lrc.data import Images, batches
 from lrc.errors import InputError
+from lrc.identity import described
 from lrc.models import resnet8
 from lrc.objectives import adversarial, standard
-from lrc.objectives.objective import describe
 from lrc.training import cosine, milestones, train
 
 
@@ -143,8 +143,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 def test_an_objective_is_known_again_in_another_process():
     """Names of functions and their options, no addresses."""
-    assert describe(partial(standard, inner=partial(pgd, 1, eps=0.5))) == "standard(inner=pgd(1, eps=0.5))"
-    assert describe(partial(adversarial, 3)) != describe(adversarial)
+    assert described(partial(standard, inner=partial(pgd, 1, eps=0.5))) == "standard(inner=pgd(1, eps=0.5))"
+    assert described(partial(adversarial, 3)) != described(adversarial)
 
 
 def test_what_watch_gives_is_kept_as_plain_numbers(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from lrc import zoo
 from lrc.errors import InputError
+from lrc.objectives import named
 
 SHIPPED = [name for name in zoo.names() if zoo.recipe(name).get("shipped")]
 
@@ -131,6 +132,81 @@ def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "fit", refuse)
     again = zoo.make(name, work=tmp_path / "work", images=40)
     assert {k: v for k, v in again.items() if k != "figures"} == {k: v for k, v in record.items() if k != "figures"}
+
+
+def test_make_refuses_the_folder_of_another_recipe(tmp_path, monkeypatch):
+    """And takes weights that came without a note of theirs, which it then leaves."""
+    name, place = "shapes-resnet8-standard", tmp_path / "work" / "shapes-resnet8-standard"
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(zoo, "evaluate", lambda *_, **__: None)
+    monkeypatch.setattr(zoo, "_judgement", lambda _: {})
+    wanted = zoo.recipe(name, limit=32)
+    monkeypatch.setitem(zoo.recipes(), name, wanted)
+    place.mkdir(parents=True)
+    zoo._write(zoo._untrained(wanted).half(), place / "weights.safetensors")
+    (place / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    assert zoo.make(name, work=tmp_path / "work")["metrics"] == [{"epoch": 1}]
+    zoo.make(name, work=tmp_path / "work")  # again by the same
+    monkeypatch.setitem(zoo.recipes(), name, {**wanted, "about": "in other words"})
+    zoo.make(name, work=tmp_path / "work")
+    monkeypatch.setitem(zoo.recipes(), name, {**wanted, "network": {**wanted["network"], "mean": [0.4, 0.4, 0.4]}})
+    with pytest.raises(InputError, match=r"was made by another recipe \(network\)"):
+        zoo.make(name, work=tmp_path / "work")
+    (place / "recipe.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        zoo.make(name, work=tmp_path / "work")
+
+
+def with_teacher(monkeypatch, *, seed=0):
+    """A student of another network, both of recipes that are limited."""
+    base = zoo.recipe("shapes-resnet8-standard")
+    student = {**base, "objective": {"name": "distillation", "teacher": "teacher", "temperature": "40/2"}}
+    monkeypatch.setitem(zoo.recipes(), "teacher", {**base, "training": {**base["training"], "seed": seed}})
+    monkeypatch.setitem(zoo.recipes(), "student", student)
+
+
+def test_a_student_is_kept_by_the_recipe_of_its_teacher(monkeypatch):
+    places = set()
+    for seed in (0, 1):
+        with_teacher(monkeypatch, seed=seed)
+        places |= {zoo._kept(zoo.recipe("student", limit=limit)) for limit in (None, 40)}
+    assert len(places) == 4
+
+
+def test_a_trial_has_a_teacher_of_a_trial(monkeypatch, tmp_path, capsys):
+    with_teacher(monkeypatch)
+    zoo.obtain("student", limit=40, progress=True)
+    assert [len(zoo.metrics(name, limit=40)) for name in ("teacher", "student")] == [1, 1]
+    left = {path.name for path in (tmp_path / "cache").rglob("*") if path.suffix in (".pt", ".part")}
+    assert not left and "student is not shipped: training it" in capsys.readouterr().err
+
+
+def test_no_checkpoint_is_left_of_what_is_kept(monkeypatch, tmp_path):
+    change = {"data": {"limit": 32}, "training": {"epochs": 2, "batch_size": 16}}
+    zoo.obtain("shapes-resnet8-standard", change=change)
+    assert not list((tmp_path / "cache").rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.007", 0.007), ("1e-2", 0.01), (3, 3), (None, None)]
+)
+def test_numbers_may_be_fractions(text, value):
+    assert zoo.number(text) == value
+
+
+@pytest.mark.parametrize("text", ["eight", "", "8/", "/8", "1/0", "nan", "inf", "1e999", "1e999999999", "1/2/3"])
+def test_other_words_are_no_numbers(text):
+    with pytest.raises(InputError, match="is no number: write 0.03 or 8/255"):
+        zoo.number(text)
+
+
+def test_a_recipe_says_what_the_clustering_term_acts_on():
+    wanted = zoo.recipe("shapes-resnet8-standard")
+    groups = zoo.images("shapes-resnet8-standard", limit=8)[0].hierarchy
+    for options in ({"on": "rows"}, {"reduction": "mean"}):
+        wanted["objective"] = {"name": "adversarial", "clustering": "1/1", "eps": "4/255", **options}
+        made = zoo.objective(wanted, groups)
+        assert str(made) == str(named("adversarial", clustering=1.0, groups=groups.groups(), eps=4 / 255, **options))
 
 
 def test_a_recipe_like_another_takes_over_what_it_does_not_name():

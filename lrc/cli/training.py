@@ -12,12 +12,13 @@ import typer
 
 import lrc
 from lrc import zoo
-from lrc.cli.commands import _number
 from lrc.data import Images
 from lrc.errors import InputError
+from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
 from lrc.training import processes
+from lrc.training.checkpoints import LAST, PREVIOUS
 
 DEFAULTS: zoo.Recipe = {
     "data": {"name": "cifar10", "validation": 1000},
@@ -33,6 +34,10 @@ SECTIONS = {
     "training": ("epochs", "batch_size", "lr", "weight_decay", "precision", "seed", "ema", "compile", "tensorboard"),
 }
 FREE = ("compile", "tensorboard", "checkpoint_every")  # may differ where a training goes on
+
+
+FIXED = ("model", "data", "objective", "validation", "attack", "schedule", "watch", "stop", "out", "progress")
+"""Arguments of `lrc.train` that no recipe holds: what they are follows from it, or from the command."""
 
 
 def option(text: str, *names: str, **limits: Any) -> Any:
@@ -81,6 +86,9 @@ def train(
     recipe = _recipe(DEFAULTS if config is None else _read(config), given, set or [])
     test = _complete(recipe)
     _check_folder(out, recipe)
+    zoo.objective(
+        recipe, test.hierarchy
+    )  # may be refused, or train a teacher: before there is a trace of this training
     if team.is_global_zero:
         _write(out / "config.json", recipe)
     model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
@@ -99,6 +107,8 @@ def _read(path: Path) -> zoo.Recipe:
         raise InputError(f"{path} cannot be read ({error}): give the config.json of a training") from error
     if not isinstance(recipe, dict) or not all(isinstance(recipe.get(section), dict) for section in DEFAULTS):
         raise InputError(f"{path} is no recipe: it has the sections {', '.join(DEFAULTS)}, each an object")
+    if unnamed := [section for section in NAMES.values() if not isinstance(recipe[section].get("name"), str)]:
+        raise InputError(f"{path} is no recipe: its section {unnamed[0]} has no name")
     return {section: dict(recipe[section]) for section in DEFAULTS}
 
 
@@ -108,6 +118,8 @@ def _recipe(base: zoo.Recipe, given: dict[str, Any], changes: list[str]) -> zoo.
     for option, section in NAMES.items():
         if given[option] is not None and given[option] != recipe[section]["name"]:
             recipe[section] = DEFAULTS[section] | {"name": given[option]}
+            if option == "data":
+                recipe["network"].pop("classes", None)  # those of the other data
     for section, options in SECTIONS.items():
         recipe[section] |= {option: given[option] for option in options if given[option] is not None}
     for change in changes:
@@ -128,12 +140,9 @@ def _value(text: str) -> Any:
 
 def _complete(recipe: zoo.Recipe) -> Images:
     """Sees that there is all that the recipe names, enters the number of classes, and gives the test images."""
-    possible = [*inspect.signature(lrc.train).parameters, "milestones"]
+    possible = [*(name for name in inspect.signature(lrc.train).parameters if name not in FIXED), "milestones"]
     if unknown := [name for name in recipe["training"] if name not in possible]:
         raise InputError(f"the section training has no {unknown[0]!r}; there are {', '.join(sorted(possible))}")
-    for name, value in recipe["objective"].items():
-        if isinstance(value, str) and name not in ("name", "teacher"):
-            _number(value)
     options = {k: v for k, v in recipe["data"].items() if k not in ("validation", "limit")}
     try:
         test = lrc.data.named(options.pop("name"), "test", **options)
@@ -145,8 +154,10 @@ def _complete(recipe: zoo.Recipe) -> Images:
 
 
 def _check_folder(out: Path, recipe: zoo.Recipe) -> None:
-    """Refuses to go on in the folder of another training."""
-    if not (out / "config.json").exists():
+    """Refuses to go on in the folder of another training; one that ended before its first checkpoint is none."""
+    if not (out / "config.json").exists() or not any(
+        (out / name).exists() for name in (LAST, PREVIOUS, zoo.WEIGHTS_FILE)
+    ):
         return
     there, differ = _read(out / "config.json"), []
     for section, entries in recipe.items():
@@ -157,10 +168,7 @@ def _check_folder(out: Path, recipe: zoo.Recipe) -> None:
 
 
 def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _keep(out: Path, model: torch.nn.Module, figures: dict[str, Any], *, epochs: int) -> None:

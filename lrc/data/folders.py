@@ -1,5 +1,6 @@
 """Images in folders, one a class, decoded while they are used: for what does not fit into memory."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import cpu_count
@@ -17,12 +18,15 @@ from torchvision.datasets import ImageFolder
 from lrc.data.images import Images, Indices
 from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy
+from lrc.identity import digest
 
 __all__ = ["Folder", "folder"]
 
 
 def folder(path: str | Path, *, size: int, hierarchy: Hierarchy | None = None, workers: int | None = None) -> "Folder":
     """The images of a folder that has one folder for each class, `path/cat/1.jpg` and so on.
+
+    They come in an order drawn once for all, not class by class, so that the first n are a fair sample.
 
     Args:
         path: of the one part, training or test; the classes are the names of its folders in alphabetical order.
@@ -44,8 +48,8 @@ def folder(path: str | Path, *, size: int, hierarchy: Hierarchy | None = None, w
     x = torch.empty((len(y), 3, size, size), dtype=torch.uint8, device="meta")
     if workers is None:
         workers = min(8, cpu_count() or 1)
-    rows = torch.arange(len(y))
-    return Folder(x, torch.tensor(y), tuple(found.classes), hierarchy, files=files, rows=rows, workers=workers)
+    rows = torch.randperm(len(y), generator=Generator().manual_seed(0))
+    return Folder(x, torch.tensor(y)[rows], tuple(found.classes), hierarchy, files=files, rows=rows, workers=workers)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -73,6 +77,21 @@ class Folder(Images):
         index = slice(None) if indices is None else self._rows(indices)
         x, _ = next(self.read([index]))
         return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the images' files (class folder, name, size, time of change), side and labels.
+
+        The files are not read. Raises InputError for one that is gone.
+        """
+        sha = hashlib.sha256(f"{tuple(self.x.shape)} {digest([self.y])}\n".encode())
+        for row in self.rows.tolist():
+            path = Path(self.files[row])
+            try:
+                facts = path.stat()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}): open the folder anew") from error
+            sha.update(f"{path.parent.name}/{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        return sha.hexdigest()
 
     def read(self, parts: Iterable[slice | Int64[Tensor, " b"]]) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
         """Bytes (b, channels, height, width) and classes of the images of each part, in their order.

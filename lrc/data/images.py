@@ -12,6 +12,7 @@ from torch import Tensor
 from lrc.data import arrays
 from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy
+from lrc.identity import digest
 
 Indices = Sequence[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"] | Bool[Tensor, " n"]
 PADDING = 4  # pixels of zeros around an image before it is cropped: the usual recipe for CIFAR
@@ -152,6 +153,10 @@ class Images:
     def float(self, indices: Indices | None = None) -> Float[Tensor, "m channels height width"]:
         """All images, or those at `indices`, as float32 in [0, 1], channels-last."""
         return _to_float(self.x if indices is None else self.x[self._rows(indices)])
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of bytes and labels: what tells these images from others."""
+        return digest([self.x, self.y])
 
     def read(self, parts: Iterable[slice | Int64[Tensor, " b"]]) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
         """Bytes (b, channels, height, width) and classes of the images of each part, in their order."""

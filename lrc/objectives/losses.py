@@ -127,7 +127,8 @@ def local_linearity(
 ) -> Float[Tensor, ""]:
     """``mean [l(x) + weight |l(x_adv) - l(x) - d l'(x)| + slope |d l'(x)|]``, l cross-entropy and d = x_adv - x.
 
-    The examples are those where the loss is least like its tangent (`lrc.objectives.bent`).
+    The examples are those where the loss is least like its tangent (`lrc.objectives.bent`). In training mode batch norm
+    mixes the images: l'(x) is then the gradient of the batch's summed loss, what an image does to the others included.
 
     Source: Qin et al., *Adversarial robustness through local linearization* (2019).
     """
@@ -150,7 +151,8 @@ def local_flatness(
     """``mean [l(x) + weight |l'(x_adv)|_1]``, l cross-entropy, where the gradient is long (`lrc.objectives.steepest`).
 
     The norm is the dual of Linf, so that with the weight eps the term is what an attack gains to first order; that
-    weight is ours.
+    weight is ours. In training mode batch norm mixes the images: l'(x_adv) is then the gradient of the batch's summed
+    loss, what an image does to the others included.
 
     Source: Xu et al., *Adversarial defense via local flatness regularization* (2020).
     """

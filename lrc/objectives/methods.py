@@ -27,6 +27,7 @@ def named(
     groups: Groups | None = None,
     clustering: float = 0.0,
     on: str = "logits",
+    reduction: str = "sum",
     awp: float = 0.0,
     **options: Any,
 ) -> Objective:
@@ -36,12 +37,14 @@ def named(
         name: one of `METHODS`.
         groups: superclasses, for the clustering term.
         clustering: weight of the clustering term (the paper's beta is 0.1); 0 for none.
-        on: what that term acts on, "logits" or "rows" of the linear map; see `clustered`.
+        on, reduction: of that term, see `clustered`: what it acts on, "logits" or "rows" of the linear map; and "sum"
+            or "mean" (the paper's for CIFAR-20, where the weight is 1).
         awp: size gamma of the adversarial weight perturbation (0.01, with TRADES 0.005); 0 for none.
         options: of the method; see `METHODS[name]` for those it has.
 
     Raises:
-        InputError: an unknown method or option, the message lists those there are; a clustering term without groups.
+        InputError: an unknown method or option, the message lists those there are; an option that the method cannot
+            do without; a clustering term without groups.
 
     >>> named("adversarial", clustering=0.1, groups=[[0, 1], [2, 3]])
     Objective(loss=cross_entropy, craft=pgd(eps=0.031..., step=0.007, steps=10),
@@ -52,16 +55,19 @@ def named(
     """
     if name not in METHODS:
         raise InputError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
-    possible = list(inspect.signature(METHODS[name]).parameters)
+    parameters = inspect.signature(METHODS[name]).parameters
+    possible, needed = list(parameters), [k for k, p in parameters.items() if p.default is p.empty]
     unknown = [option for option in options if option not in possible]
     if unknown:
-        others = ", ".join([*possible, "groups", "clustering", "on", "awp"])
+        others = ", ".join([*possible, "groups", "clustering", "on", "reduction", "awp"])
         raise InputError(f"{name} has no option {unknown[0]!r}; there are {others}")
+    if missing := [option for option in needed if option not in options]:
+        raise InputError(f"{name} needs the option {missing[0]!r}: give it too")
     objective = METHODS[name](**options)
     if clustering:
         if not groups:
             raise InputError("the clustering term needs groups: lists of the classes of each superclass")
-        objective = clustered(objective, groups, weight=clustering, on=on)
+        objective = clustered(objective, groups, weight=clustering, on=on, reduction=reduction)
     return _perturbed(objective, gamma=awp) if awp else objective
 
 
@@ -223,7 +229,6 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "label_smoothing": _label_smoothing,
     "fast": _fast,
     "adversarial": _adversarial,
-    "pgd-at": _adversarial,
     "trades": _trades,
     "mart": _mart,
     "distillation": _distillation,

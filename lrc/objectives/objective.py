@@ -1,6 +1,5 @@
 """What training lowers: a loss on crafted examples, plus terms, at the weights or at worse ones nearby."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lrc.errors import InputError
+from lrc.identity import described
 
 __all__ = ["Craft", "Loss", "Objective", "Pass", "Term", "adding", "awp", "logits"]
 
@@ -28,8 +28,7 @@ class Pass:
 
     Attributes:
         x, y: images in [0, 1] and labels.
-        x_adv: what `craft` made of them; without it x itself.
-        z_adv: logits of x_adv in at least float32, with their graph.
+        x_adv, z_adv: what `craft` made of x (without it x itself), and its logits, at least float32, with their graph.
         generator: of a term's random numbers.
     """
 
@@ -96,7 +95,7 @@ class Objective:
 
     def __repr__(self) -> str:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return f"Objective({', '.join(f'{k}={describe(v)}' for k, v in kept.items())})"
+        return f"Objective({', '.join(f'{k}={described(v)}' for k, v in kept.items())})"
 
 
 def adding(objective: Objective, term: Term, *, weight: float) -> Objective:
@@ -137,24 +136,6 @@ def refuse_compiled(model: nn.Module) -> None:
 def wide(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """z in at least float32."""
     return z if z.dtype == torch.float64 else z.float()
-
-
-def describe(value: Any) -> str:
-    """A function or network in words that are the same in every process: its name, options and weights."""
-    if isinstance(value, nn.Module):
-        digest = hashlib.sha256()
-        for tensor in value.state_dict().values():
-            digest.update(tensor.detach().cpu().double().numpy().tobytes())
-        return f"{type(value).__name__}({digest.hexdigest()[:12]})"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(describe, value))}]"
-    if not callable(value) or isinstance(value, Objective):
-        return repr(value)
-    function, keywords = getattr(value, "func", value), getattr(value, "keywords", {})
-    options = [*map(describe, getattr(value, "args", ())), *(f"{k}={describe(v)}" for k, v in sorted(keywords.items()))]
-    return f"{getattr(function, '__qualname__', type(function).__qualname__)}" + (
-        f"({', '.join(options)})" if options else ""
-    )
 
 
 class _Whole(nn.Module):

@@ -23,7 +23,7 @@ def watch_collapse(
     """A function of the model: its accuracies on x under FGSM from a random start and under PGD, as "fgsm" and "pgd".
 
     Args:
-        x, y: some hundred images that are not trained on, and their labels.
+        x, y: some hundred images that are not trained on, and their labels; they follow the model to its device.
         eps: of both attacks.
         steps: of PGD, each of 2.5 eps / steps.
         seed: of the random starts, the same every time.
@@ -36,26 +36,31 @@ def watch_collapse(
     attacks = {"fgsm": partial(fgsm, eps=eps, random_start=True), "pgd": partial(pgd, eps=eps, steps=steps)}
 
     def watch(model: nn.Module) -> dict[str, float]:
-        accuracies = {}
+        accuracies, device = {}, next(model.parameters()).device
+        images, labels = x.to(device), y.to(device)
         for name, attack in attacks.items():
-            examples = attack(model, x, y, generator=Generator().manual_seed(seed))
+            examples = attack(model, images, labels, generator=Generator().manual_seed(seed))
             with untouched(model), torch.no_grad():
-                accuracies[name] = (logits(model, examples).argmax(1) == y).float().mean().item()
+                accuracies[name] = (logits(model, examples).argmax(1) == labels).float().mean().item()
         return accuracies
 
     return watch
 
 
-def collapsed(history: Sequence[Record], *, share: float = 0.5) -> str | None:
+def collapsed(history: Sequence[Record], *, share: float = 0.5, gap: float = 0.2) -> str | None:
     """The reason to stop where the last record shows catastrophic overfitting: PGD accuracy collapsed, FGSM's did not.
+
+    The two must have parted by `gap`, and PGD accuracy be below `share` of its best so far, or below a tenth of FGSM
+    accuracy, as where the collapse came with the first epoch.
 
     Args:
         history: records with the accuracies "pgd" and "fgsm" in [0, 1], as of `watch_collapse`; others are passed over.
-        share: of its best so far: PGD accuracy below it has collapsed, FGSM accuracy above it has not.
+        share: of its best so far, below which PGD accuracy has collapsed.
+        gap: least difference of the two accuracies.
 
     Returns:
-        A sentence, or None: a network that has learnt nothing yet, or has lost both, has not collapsed so; what tells
-        the case is that they part. `lrc.train(..., watch=watch_collapse(x, y), stop=collapsed)` ends there.
+        A sentence, or None: a network that is at chance level, or has lost both, has not collapsed so; what tells the
+        case is that they part. `lrc.train(..., watch=watch_collapse(x, y), stop=collapsed)` ends there.
 
     Source: Wong, Rice & Kolter, *Fast is better than free* (2020), section 5.4.
 
@@ -66,8 +71,8 @@ def collapsed(history: Sequence[Record], *, share: float = 0.5) -> str | None:
     seen = [record for record in history if "pgd" in record and "fgsm" in record]
     if not seen:
         return None
-    last, best = seen[-1], {name: max(record[name] for record in seen) for name in ("pgd", "fgsm")}
-    if last["pgd"] >= share * best["pgd"] or last["fgsm"] < share * best["fgsm"]:
+    pgd, fgsm, best = seen[-1]["pgd"], seen[-1]["fgsm"], max(record["pgd"] for record in seen)
+    if fgsm - pgd < gap or pgd >= max(share * best, fgsm / 10):
         return None
-    accuracies = f"accuracy {last['fgsm']:.2f} under FGSM, but {last['pgd']:.2f} under PGD, which was {best['pgd']:.2f}"
-    return f"catastrophic overfitting: {accuracies}"
+    before = f", which was {best:.2f}" if best > pgd else ""
+    return f"catastrophic overfitting: accuracy {fgsm:.2f} under FGSM, but {pgd:.2f} under PGD{before}"

@@ -77,6 +77,9 @@ def jacobian(model: nn.Module, seen: Pass, *, projections: int = 1) -> Float[Ten
     statistics alone, and twice a backward pass a direction. An image's directions depend on the generator and on its
     pixels alone, as in attacks.
 
+    The estimate is without bias where each image's logits depend on that image alone. In training mode batch norm mixes
+    the images: then an image's gradient also holds what it does to the others' logits.
+
     Args:
         seen: its clean images are used.
         projections: number of directions.

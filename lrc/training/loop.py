@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lrc.data import Images
 from lrc.errors import InputError
 from lrc.evaluation import Attack
-from lrc.objectives.objective import describe
+from lrc.identity import described
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
 from lrc.training.epochs import Plan, Stop, Watch, run_epoch
@@ -105,9 +105,10 @@ def train(
         raise InputError("the log for TensorBoard needs a folder: give out")
     arguments = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-        "augment": augment, "precision": precision, "seed": seed, "images": len(data), "objective": describe(objective),
-        "validation": 0 if validation is None else len(validation), "attack": describe(attack), "ema": ema,
-        "schedule": [rate(epoch / epochs) for epoch in range(epochs)], "stop": stop and describe(stop),
+        "augment": augment, "precision": precision, "seed": seed, "images": len(data),
+        "objective": described(objective),
+        "validation": 0 if validation is None else len(validation), "attack": described(attack), "ema": ema,
+        "schedule": [rate(epoch / epochs) for epoch in range(epochs)], "stop": stop and described(stop),
         "network": [list(p.shape) for p in model.parameters()],
     }  # fmt: skip
     model.to(team.device).to(memory_format=torch.channels_last)

@@ -29,12 +29,14 @@ def meter(shown: bool, *, images: int, done: int = 0) -> Iterator[Tell]:
     """A bar over the whole training, with images a second and the time left; gone when the training ends.
 
     Args:
-        shown: whether there is one.
+        shown: whether there is one; never in a file or a pipe.
         images: of all epochs.
         done: of these, before.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not shown) as progress:
+    progress = Progress(*columns, transient=True)
+    progress.disable = not shown or not (progress.console.is_terminal or progress.console.is_jupyter)
+    with progress:
         task = progress.add_task("training", total=images, completed=done)
         yield partial(progress.update, task)
 
