@@ -4,12 +4,15 @@ VENV    ?= .venv
 PROFILE ?= quick
 JOBS    ?= 2
 
+# The most important first.
+RUNS  := $(addprefix cifar10-resnet18-,standard at at-clustering trades mart at-awp)
+
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks format store check zoo constraints clean
+.PHONY: help book html test lint types units notebooks format store check zoo runs constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -51,6 +54,9 @@ check: $(READY)  ## are the stored outputs whole, of the cifar profile, and of t
 zoo: $(READY)  ## train the shipped networks again (hours on a CPU)
 	$(BIN)/lrc zoo make
 	$(BIN)/python tools/figure.py
+
+runs: $(READY)  ## train ResNet-18 by the paper's recipe and record it (hours on a GPU; what was broken off goes on)
+	$(BIN)/lrc zoo make $(RUNS)
 
 constraints:  ## bring constraints.txt up to date from a fresh environment
 	rm -rf _build/fresh && $(PYTHON) -m venv _build/fresh && _build/fresh/bin/pip install -U pip

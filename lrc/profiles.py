@@ -167,7 +167,7 @@ def _limited(p: Profile, most: int) -> Profile:
         limit=most,
         n_test=min(p.n_test, most),
         n_curve=min(p.n_curve, most),
-        n_attack=min(p.n_attack, most),
+        n_attack=min(p.n_attack, most, 4),  # thousands of passes each
         sweep=min(p.sweep, most),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two

@@ -1,7 +1,7 @@
-"""Trained networks: each one a recipe, and for the shipped ones weights with the figures measured on them.
+"""Trained networks: each one a recipe, and for those that were made figures, with weights where these are small.
 
 `load` gives a shipped network; `obtain` gives any, and where it is not shipped trains it first, once on a machine;
-`make` remakes a shipped one.
+`make` trains, measures and records one anew.
 
     >>> import lrc
     >>> "cifar10-resnet8-at" in lrc.zoo.names()
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from lrc import data as datasets
 from lrc.attacks import pgd
@@ -47,7 +47,7 @@ from lrc.profiles import device
 from lrc.training import milestones, train
 from lrc.training.checkpoints import LAST, PREVIOUS
 
-__all__ = ["images", "info", "load", "make", "metrics", "names", "obtain", "obtain_all", "recipe"]
+__all__ = ["images", "info", "linear_part", "load", "make", "metrics", "names", "obtain", "obtain_all", "recipe"]
 
 PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
@@ -81,7 +81,7 @@ def _whole(name: str, written: dict[str, Recipe]) -> Recipe:
 
 
 def names() -> list[str]:
-    """Names of all the recipes; `info(name)["shipped"]` says whether weights come with the package."""
+    """Names of all the recipes; `info` says of which there are weights, and of which recorded figures."""
     return list(recipes())
 
 
@@ -114,14 +114,29 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
 
 
 def info(name: str) -> dict[str, Any]:
-    """Recipe of the network, and for a shipped one SHA-256 of the weights, figures, metrics by epoch, versions.
+    """Recipe of the network, whether weights are shipped, and what was recorded when it was made, if it was.
+
+    A record is the recipe it was made by, figures, metrics by epoch, versions and device; of shipped weights also the
+    SHA-256; of others W and C, by `linear_part`.
 
     Raises:
         InputError: an unknown name.
     """
     made = WEIGHTS / f"{name}.json"
-    record = {"name": name, "recipe": recipe(name), "shipped": made.exists()}
+    record = {"name": name, "recipe": recipe(name), "shipped": (WEIGHTS / f"{name}.safetensors").exists()}
     return record | (json.loads(made.read_text()) if made.exists() else {})
+
+
+def linear_part(name: str) -> dict[str, Tensor]:
+    """W of a network that was made, [classes, channels, height, width], and its C, raw and centred, [classes, classes].
+
+    Raises:
+        InputError: an unknown name, or a network that neither is shipped nor was recorded.
+    """
+    recorded = WEIGHTS / f"{name}.linear.safetensors"
+    if recorded.exists() and not info(name)["shipped"]:
+        return load_file(recorded)
+    return _linear_part(load(name))
 
 
 def load(name: str) -> nn.Module:
@@ -237,7 +252,9 @@ def images(name: str, *, change: Change | None = None, limit: int | None = None)
 
 
 def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = False) -> dict[str, Any]:
-    """Trains the network of the recipe, measures it on the test set, and writes both into the package.
+    """Trains the network of the recipe, measures it on the test set, and writes the record into the package.
+
+    With it go the weights if the recipe says that they are shipped, else W and C (`linear_part`).
 
     Args:
         name: of a recipe.
@@ -267,10 +284,14 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
         "sha256": sha256(made),
         "made_by": wanted,
         "figures": figures(shipped, test) | _judgement(report),
-        "versions": {"torch": torch.__version__.split("+")[0], "device": device().type},
+        "versions": {"torch": torch.__version__.split("+")[0], "device": _device_name()},
         "metrics": _read_metrics(place),
     }
-    write(WEIGHTS / f"{name}.safetensors", partial(shutil.copyfile, made))
+    if wanted.get("shipped"):
+        write(WEIGHTS / f"{name}.safetensors", partial(shutil.copyfile, made))
+    else:
+        linear = {k: v.contiguous().cpu() for k, v in _linear_part(shipped).items()}
+        write(WEIGHTS / f"{name}.linear.safetensors", partial(save_file, linear))
     write_text(WEIGHTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
     return info(name)
 
@@ -450,8 +471,19 @@ def _restore(wanted: Recipe, path: Path) -> nn.Module:
     return model.to(memory_format=torch.channels_last).eval()
 
 
-def _contrasts(model: nn.Module, *, groups: list[list[int]]) -> dict[str, float]:
-    """Contrast of the linear sub-network between superclasses: raw as the paper takes it, and centred."""
+def _linear_part(model: nn.Module) -> dict[str, Tensor]:
+    """W of the linear sub-network and its C: raw as the paper takes it, and centred."""
     W = linear_map(model)
-    raw, centred = class_correlation(W), class_correlation(W, centre=True)
-    return {"contrast_raw": contrast(raw, groups), "contrast_centred": contrast(centred, groups)}
+    return {"W": W, "C_raw": class_correlation(W), "C_centred": class_correlation(W, centre=True)}
+
+
+def _contrasts(model: nn.Module, *, groups: list[list[int]]) -> dict[str, float]:
+    """Contrast of both between superclasses."""
+    part = _linear_part(model)
+    return {f"contrast_{kind}": contrast(part[f"C_{kind}"], groups) for kind in ("raw", "centred")}
+
+
+def _device_name() -> str:
+    """What the figures were measured on."""
+    at = device()
+    return torch.cuda.get_device_name(at) if at.type == "cuda" else at.type

@@ -9,6 +9,7 @@ import torch
 
 from lrc import zoo
 from lrc.errors import InputError
+from lrc.linearization import linear_map
 from lrc.objectives import named
 
 SHIPPED = [name for name in zoo.names() if zoo.recipe(name).get("shipped")]
@@ -24,7 +25,7 @@ def test_shipped_network_loads_and_answers(name):
     model = zoo.load(name)
     assert not model.training and next(model.parameters()).dtype == torch.float32
     with torch.no_grad():
-        assert model(torch.rand(2, *model.input_shape)).shape == (2, 10)
+        assert model(torch.rand(2, *model.input_shape)).shape == (2, zoo.recipe(name)["network"].get("classes", 10))
     assert zoo.info(name)["figures"]["images"] == 10_000
 
 
@@ -117,7 +118,7 @@ def test_a_change_goes_into_a_copy():
 def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
     """The record's figures are those of the network that `load` gives, and its digest is the file's."""
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     record = zoo.make(name, work=tmp_path / "work", images=40)
     assert record["shipped"] and record["sha256"] == zoo.sha256(tmp_path / "weights" / f"{name}.safetensors")
@@ -132,6 +133,37 @@ def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "fit", refuse)
     again = zoo.make(name, work=tmp_path / "work", images=40)
     assert {k: v for k, v in again.items() if k != "figures"} == {k: v for k, v in record.items() if k != "figures"}
+
+
+def test_make_keeps_w_and_its_correlations_of_what_is_not_to_be_shipped(tmp_path, monkeypatch):
+    """As of a large network trained on a GPU: figures, curves and the linear part are recorded, weights are not."""
+    name = "shapes-resnet8-at"
+    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=48))
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(InputError, match="not shipped"):
+        zoo.linear_part(name)
+    record = zoo.make(name, work=tmp_path / "work", images=20)
+    assert not record["shipped"] and record["figures"]["images"] == 48 and record["metrics"][0]["epoch"] == 1
+    assert {path.name for path in (tmp_path / "weights").iterdir()} == {f"{name}.json", f"{name}.linear.safetensors"}
+    with pytest.raises(InputError, match="not shipped"):
+        zoo.load(name)
+
+    made = zoo._restore(zoo.recipe(name), tmp_path / "work" / name / "weights.safetensors")
+    W = linear_map(made.to(zoo.device())).cpu()
+    part = zoo.linear_part(name)
+    assert part["W"].shape == (16, 3, 32, 32) and torch.allclose(part["W"], W, atol=1e-5)
+    rows = W.flatten(1)
+    assert torch.allclose(part["C_raw"], cosines(rows), atol=1e-4)
+    assert torch.allclose(part["C_centred"], cosines(rows - rows.mean(0)), atol=1e-4)
+
+
+def test_the_linear_part_of_what_is_shipped_is_that_of_its_weights():
+    part = zoo.linear_part(SHIPPED[0])
+    assert torch.equal(part["W"], linear_map(zoo.load(SHIPPED[0])))
+
+
+def cosines(rows):
+    return torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
 
 
 def test_make_refuses_the_folder_of_another_recipe(tmp_path, monkeypatch):

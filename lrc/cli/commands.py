@@ -123,7 +123,7 @@ def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar100 or 
 
 @zoo_app.command("list")
 def list_command() -> None:
-    """The networks there are recipes for, with their figures where they are shipped."""
+    """The networks there are recipes for, with their figures where these were recorded."""
     table = Table("name", "about", "clean", "PGD-20")
     for name in zoo.names():
         record = zoo.info(name)
@@ -146,7 +146,7 @@ def make(
         "_build/zoo"
     ),
 ) -> None:
-    """Train networks by their recipes, measure them, and write weights and figures into the package."""
+    """Train networks by their recipes, measure them, and write figures into the package; weights if they are shipped."""
     for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
         figures = zoo.make(name, work=work, progress=sys.stderr.isatty())["figures"]
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
