@@ -124,11 +124,12 @@ def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar100 or 
 @zoo_app.command("list")
 def list_command() -> None:
     """The networks there are recipes for, with their figures where these were recorded."""
-    table = Table("name", "about", "clean", "PGD-20")
+    table = Table("name", "about", "clean", "PGD-20", "AutoAttack")
     for name in zoo.names():
         record = zoo.info(name)
-        figures = record.get("figures")
-        shown = (f"{figures['clean']:.1%}", f"{figures['pgd20']:.1%}") if figures else ("-", "-")
+        figures = record.get("figures", {})
+        found = [figures.get("clean"), figures.get("pgd20"), figures.get("autoattack", {}).get("robust")]
+        shown = ("-" if share is None else f"{share:.1%}" for share in found)
         table.add_row(name, record["recipe"]["about"], *shown)
     Console().print(table)
 
@@ -146,7 +147,7 @@ def make(
         "_build/zoo"
     ),
 ) -> None:
-    """Train networks by their recipes, measure them, and write figures into the package; weights if they are shipped."""
+    """Train networks by their recipes, measure them, and write figures, and weights to be shipped, into the package."""
     for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
         figures = zoo.make(name, work=work, progress=sys.stderr.isatty())["figures"]
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
