@@ -37,6 +37,10 @@ class Profile:
         steps: steps of the attack in a measurement.
         seeds: repetitions with other seeds.
         sweep: training images of each network that a chapter trains to compare variants of the built-in data.
+        family: what the names of networks begin with that differ in the objective alone.
+        defences: how those names end.
+        overfit: training images of a training that is to overfit.
+        fast: training images of one by single steps.
         broken: accuracy in [0, 1] at or below which a network counts as broken by an attack.
         contrast: by how much the robust network's contrast must exceed the standard one's.
         chance: p value at or below which groups are not put down to chance; on CIFAR-10 the first rank of 210.
@@ -54,6 +58,10 @@ class Profile:
     steps: int
     seeds: int
     sweep: int
+    family: str
+    defences: tuple[str, ...]
+    overfit: int
+    fast: int
     broken: float
     contrast: float
     chance: float
@@ -75,6 +83,10 @@ _PROFILES = {
             steps=10,
             seeds=3,
             sweep=1600,
+            family="shapes-resnet8",
+            defences=("standard", "label-smoothing", "jpeg", "at", "trades", "at-clustering"),
+            overfit=800,
+            fast=3200,
             broken=0.1,
             contrast=0.2,
             chance=0.05,
@@ -90,6 +102,24 @@ _PROFILES = {
             steps=20,
             seeds=3,
             sweep=1600,
+            family="cifar10-small",
+            defences=(
+                "standard",
+                "label-smoothing",
+                "distillation",
+                "jacobian",
+                "orthogonality",
+                "jpeg",
+                "fast",
+                "at",
+                "trades",
+                "mart",
+                "at-awp",
+                "at-clustering",
+                "trades-clustering",
+            ),
+            overfit=1600,
+            fast=3200,
             broken=0.1,
             contrast=0.5,
             chance=0.0048,
@@ -105,6 +135,10 @@ _PROFILES = {
             steps=20,
             seeds=3,
             sweep=1600,
+            family="cifar10-resnet18",
+            defences=("standard", "at", "at-clustering", "trades", "mart", "at-awp"),
+            overfit=5000,
+            fast=45_000,
             broken=0.1,
             contrast=0.5,
             chance=0.0048,
@@ -169,6 +203,9 @@ def _limited(p: Profile, most: int) -> Profile:
         n_curve=min(p.n_curve, most),
         n_attack=min(p.n_attack, most, 4),  # thousands of passes each
         sweep=min(p.sweep, most),
+        overfit=min(p.overfit, most),
+        fast=min(p.fast, most),
+        defences=p.defences[:1] + ("at",),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two
     )

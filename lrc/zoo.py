@@ -165,7 +165,7 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
         progress: where it has to be trained, say so on stderr, and show a progress bar.
     """
     wanted = recipe(name, change=change, limit=limit)
-    if wanted == recipe(name) and info(name)["shipped"]:
+    if _is_shipped(name, wanted):
         return load(name).to(device())
     place = _kept(wanted)
     weights = place / WEIGHTS_FILE
@@ -198,7 +198,12 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     Raises:
         InputError: as `obtain`; or a script without that line.
     """
-    missing = [(n, c) for n, c in wanted if not (_kept(recipe(n, change=c, limit=limit)) / WEIGHTS_FILE).exists()]
+    missing = [
+        (name, change)
+        for name, change in wanted
+        if not _is_shipped(name, it := recipe(name, change=change, limit=limit))
+        and not (_kept(it) / WEIGHTS_FILE).exists()
+    ]
     if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
         try:
             with ProcessPoolExecutor(
@@ -211,6 +216,11 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
                 'if __name__ == "__main__":'
             ) from error
     return [obtain(name, change=change, limit=limit) for name, change in wanted]
+
+
+def _is_shipped(name: str, wanted: Recipe) -> bool:
+    """Whether the recipe, as wanted, is the one that shipped weights were made by."""
+    return wanted == recipe(name) and bool(info(name)["shipped"])
 
 
 def _train(name: str, change: Change, limit: int | None) -> None:
@@ -231,7 +241,7 @@ def metrics(name: str, *, change: Change | None = None, limit: int | None = None
         InputError: it is neither.
     """
     wanted = recipe(name, change=change, limit=limit)
-    if wanted == recipe(name) and info(name)["shipped"]:
+    if _is_shipped(name, wanted):
         return list(info(name)["metrics"])
     place = _kept(wanted)
     if not (place / WEIGHTS_FILE).exists():
@@ -259,7 +269,7 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
     Args:
         name: of a recipe.
         work: folder for checkpoints and verdicts; what was broken off goes on from there, what is finished stays.
-        images: test images for AutoAttack and the signs of masking; the rest is measured on all.
+        images: test images that it is measured on.
         progress: show a progress bar.
 
     Returns:
@@ -275,9 +285,9 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
         model, _ = fit(wanted, out=place, progress=progress)
         _write(model.half(), made)
     shipped = _restore(wanted, made).to(device())  # the figures are those of the rounded weights
-    test = _images(wanted)[2]
+    test = _first(_images(wanted)[2], images)
     report = evaluate(
-        shipped, test.subset(min(images, len(test))), attacks="autoattack", eps=EPS,
+        shipped, test, attacks="autoattack", eps=EPS,
         generator=Generator().manual_seed(0), out=place / "evaluation", progress=progress,
     )  # fmt: skip
     record: dict[str, Any] = {
