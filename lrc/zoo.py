@@ -261,7 +261,9 @@ def images(name: str, *, change: Change | None = None, limit: int | None = None)
     return _images(recipe(name, change=change, limit=limit))
 
 
-def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = False) -> dict[str, Any]:
+def make(
+    name: str, *, work: str | Path, images: int = 1000, judged: int = 1000, progress: bool = False
+) -> dict[str, Any]:
     """Trains the network of the recipe, measures it on the test set, and writes the record into the package.
 
     With it go the weights if the recipe says that they are shipped, else W and C (`linear_part`).
@@ -270,6 +272,7 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
         name: of a recipe.
         work: folder for checkpoints and verdicts; what was broken off goes on from there, what is finished stays.
         images: test images that it is measured on.
+        judged: of these, how many AutoAttack is run on, and the signs of masking looked for.
         progress: show a progress bar.
 
     Returns:
@@ -287,7 +290,7 @@ def make(name: str, *, work: str | Path, images: int = 1000, progress: bool = Fa
     shipped = _restore(wanted, made).to(device())  # the figures are those of the rounded weights
     test = _first(_images(wanted)[2], images)
     report = evaluate(
-        shipped, test, attacks="autoattack", eps=EPS,
+        shipped, test.subset(min(judged, len(test))), attacks="autoattack", eps=EPS,
         generator=Generator().manual_seed(0), out=place / "evaluation", progress=progress,
     )  # fmt: skip
     record: dict[str, Any] = {
