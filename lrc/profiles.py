@@ -33,7 +33,9 @@ class Profile:
         standard, robust: networks of the zoo, trained without and with adversarial examples.
         n_test: test images that accuracies are measured on.
         n_curve: test images for each point of a curve.
-        n_attack: test images for AutoAttack.
+        n_attack: test images for the ladder of attacks.
+        ladder: attacks of growing strength, as `lrc.evaluate` calls them.
+        queries: of Square, for each image.
         steps: steps of the attack in a measurement.
         seeds: repetitions with other seeds.
         sweep: training images of each network that a chapter trains to compare variants of the built-in data.
@@ -55,6 +57,8 @@ class Profile:
     n_test: int
     n_curve: int
     n_attack: int
+    ladder: tuple[str, ...] = ("fgsm", "pgd", "apgd-ce", "autoattack")
+    queries: int = 5000
     steps: int
     seeds: int
     sweep: int
@@ -201,11 +205,13 @@ def _limited(p: Profile, most: int) -> Profile:
         limit=most,
         n_test=min(p.n_test, most),
         n_curve=min(p.n_curve, most),
-        n_attack=min(p.n_attack, most, 4),  # thousands of passes each
+        n_attack=min(p.n_attack, most, 4),  # to look for signs of masking takes hundreds of passes each
+        ladder=p.ladder[:2],
+        queries=min(p.queries, most),
         sweep=min(p.sweep, most),
         overfit=min(p.overfit, most),
         fast=min(p.fast, most),
-        defences=p.defences[:1] + ("at",),
+        defences=("standard", "at"),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two
     )

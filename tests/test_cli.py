@@ -131,7 +131,7 @@ def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, m
 
 def test_zoo_make_makes(folder, monkeypatch):
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
     monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
     result = CliRunner().invoke(cli.app, ["zoo", "make", name, "--work", str(folder / "work")])
     assert result.exit_code == 0 and result.output.startswith(f"{name}: clean ")

@@ -114,7 +114,7 @@ def flags(model, data, **options):
     found = masking_flags(model, data, **{"images": 64, "generator": seeded()} | options)
     assert {flag.name for flag in found} == NAMES
     for flag in found:
-        assert flag.explanation and all(isinstance(v, int | float) for v in flag.evidence.values())
+        assert flag.explanation and all(isinstance(v, int | float | None) for v in flag.evidence.values())
     return {flag.name: flag for flag in found}
 
 

@@ -79,7 +79,9 @@ def test_limit_shrinks_every_size_and_nothing_else(monkeypatch, name):
     sizes = {f.name: getattr(small, f.name) for f in fields(small) if isinstance(getattr(small, f.name), int)}
     assert max(sizes.values()) == 40 and min(sizes.values()) >= 1
     assert max(small.steps, small.seeds) <= 2
-    back = {n: getattr(_PROFILES[name], n) for n in sizes}
+    lists = {f.name: getattr(small, f.name) for f in fields(small) if isinstance(getattr(small, f.name), tuple)}
+    assert all(len(v) == 2 and {*v} <= {*getattr(_PROFILES[name], n)} for n, v in lists.items())
+    back = {n: getattr(_PROFILES[name], n) for n in [*sizes, *lists]}
     assert replace(small, **back, device=torch.device("cpu")) == _PROFILES[name]
 
 
