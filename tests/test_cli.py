@@ -133,6 +133,8 @@ def test_zoo_make_makes(folder, monkeypatch):
     name = "shapes-resnet8-standard"
     monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
     monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
-    result = CliRunner().invoke(cli.app, ["zoo", "make", name, "--work", str(folder / "work")])
+    result = CliRunner().invoke(
+        cli.app, ["zoo", "make", name, "--work", str(folder / "work"), "--images", "30", "--judged", "20"]
+    )
     assert result.exit_code == 0 and result.output.startswith(f"{name}: clean ")
     assert isinstance(zoo.load(name), torch.nn.Module)

@@ -146,10 +146,12 @@ def make(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints: what was broken off goes on from there.")] = Path(
         "_build/zoo"
     ),
+    images: Annotated[int, typer.Option(min=1, help="Test images for accuracy, clean and under PGD-20.")] = 1000,
+    judged: Annotated[int, typer.Option(min=1, help="Of these, images for AutoAttack and signs of masking.")] = 1000,
 ) -> None:
     """Train networks by their recipes, measure them, and write figures, and weights to be shipped, into the package."""
     for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
-        figures = zoo.make(name, work=work, progress=sys.stderr.isatty())["figures"]
+        figures = zoo.make(name, work=work, images=images, judged=judged, progress=sys.stderr.isatty())["figures"]
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
 
 
