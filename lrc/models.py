@@ -12,7 +12,19 @@ from torch.nn.utils import skip_init
 from lrc.defences import CAS, JPEG, Guarded
 from lrc.errors import InputError
 
-__all__ = ["Normalize", "ResNet", "VGG", "build", "resnet8", "resnet18", "vgg6"]
+__all__ = [
+    "AlexNet",
+    "DenseNet",
+    "Normalize",
+    "ResNet",
+    "VGG",
+    "alexnet",
+    "build",
+    "densenet12",
+    "resnet8",
+    "resnet18",
+    "vgg6",
+]
 
 
 class Normalize(nn.Module):
@@ -146,6 +158,103 @@ class VGG(nn.Module):
         return self.fc(self.features(x))
 
 
+class AlexNet(nn.Module):
+    """Five convolutions with ReLU and three overlapping max poolings, no batch norm, and two linear layers.
+
+    After Krizhevsky et al., 2012, at the size of 32 x 32 images.
+
+    Args:
+        width: channels of the first convolution; the others have two, three, three and two times as many.
+        classes, mean, std, generator: as in `ResNet`.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_shape = (3, 32, 32)
+        stack: list[nn.Module] = [Normalize(mean, std)]
+        inputs = 3
+        for times, kernel, stride in ((1, 5, 2), (2, 5, 1), (3, 3, 1), (3, 3, 1), (2, 3, 1)):
+            outputs = width * times
+            conv = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+            stack += [conv, nn.ReLU()] + ([] if times == 3 else [nn.MaxPool2d(3, 2, 1)])
+            inputs = outputs
+        self.stack = nn.Sequential(*stack, nn.Flatten())
+        self.hidden = skip_init(nn.Linear, 4 * inputs, 4 * inputs)
+        self.fc = skip_init(nn.Linear, 4 * inputs, classes)
+        initialize(self, generator)
+
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
+        """What the last linear layer sees."""
+        return F.relu(self.hidden(self.stack(x)))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.fc(self.features(x))
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, ReLU and a 3 x 3 convolution, whose output is put beside the input (Huang et al., 2017)."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.bn, self.conv = nn.BatchNorm2d(inputs), _conv(inputs, growth)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
+
+
+class DenseNet(nn.Module):
+    """Blocks of layers that each see all layers before them in the block, and one linear layer (Huang et al., 2017).
+
+    Args:
+        blocks: number of layers in each block; between blocks a 1 x 1 convolution halves the channels and average
+            pooling the resolution.
+        growth: channels that each layer adds; the stem has twice as many.
+        stem, classes, mean, std, generator: as in `ResNet`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        *,
+        growth: int,
+        classes: int,
+        stem: tuple[int, int] = (3, 1),
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_shape = (3, 32, 32)
+        kernel, stride = stem
+        inputs = 2 * growth
+        stack: list[nn.Module] = [Normalize(mean, std), _conv(3, inputs, kernel=kernel, stride=stride)]
+        for i, depth in enumerate(blocks):
+            if i > 0:
+                stack += [nn.BatchNorm2d(inputs), nn.ReLU(), _conv(inputs, inputs // 2, kernel=1), nn.AvgPool2d(2)]
+                inputs //= 2
+            stack += [DenseLayer(inputs + j * growth, growth) for j in range(depth)]
+            inputs += depth * growth
+        stack += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.stack = nn.Sequential(*stack)
+        self.fc = skip_init(nn.Linear, inputs, classes)
+        initialize(self, generator)
+
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
+        """What the last linear layer sees."""
+        return self.stack(x)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.fc(self.features(x))
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, generator: Generator | None = None) -> None:
     """He initialization of all convolutions and linear layers, in place, from `generator` (He et al., 2015)."""
@@ -166,13 +275,29 @@ def resnet8(classes: int = 10, *, width: int = 48, stem: Sequence[int] = (4, 2),
     return ResNet((1, 1, 1), width=width, classes=classes, stem=(stem[0], stem[1]), **options)
 
 
+def alexnet(classes: int = 10, *, width: int = 32, **options: Any) -> AlexNet:
+    """Small AlexNet for the CPU: five convolutions, three max poolings and two linear layers (0.32 M parameters)."""
+    return AlexNet(width=width, classes=classes, **options)
+
+
+def densenet12(classes: int = 10, *, width: int = 16, stem: Sequence[int] = (4, 2), **options: Any) -> DenseNet:
+    """Small DenseNet for the CPU: three blocks of three layers that add `width` channels each (0.08 M parameters)."""
+    return DenseNet((3, 3, 3), growth=width, classes=classes, stem=(stem[0], stem[1]), **options)
+
+
 def vgg6(classes: int = 10, *, width: int = 32, **options: Any) -> VGG:
     """Small VGG for the CPU: five convolutions, three max poolings and a linear layer (0.29 M parameters)."""
     w = width
     return VGG((w, 0, 2 * w, 2 * w, 0, 4 * w, 4 * w, 0), classes=classes, **options)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet8": resnet8, "vgg6": vgg6}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet8": resnet8,
+    "vgg6": vgg6,
+    "alexnet": alexnet,
+    "densenet12": densenet12,
+}
 
 
 def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
