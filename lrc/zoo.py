@@ -161,12 +161,12 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
     want the same network train it once. `metrics` gives the curves of either kind.
 
     Args:
-        name, change, limit: as in `recipe`; what is changed or limited is never shipped.
+        name, change, limit: as in `recipe`; with a change it is shipped if it then is what another recipe makes.
         progress: where it has to be trained, say so on stderr, and show a progress bar.
     """
     wanted = recipe(name, change=change, limit=limit)
-    if _is_shipped(name, wanted):
-        return load(name).to(device())
+    if shipped := _shipped(wanted):
+        return load(shipped).to(device())
     place = _kept(wanted)
     weights = place / WEIGHTS_FILE
     try:
@@ -201,8 +201,7 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     missing = [
         (name, change)
         for name, change in wanted
-        if not _is_shipped(name, it := recipe(name, change=change, limit=limit))
-        and not (_kept(it) / WEIGHTS_FILE).exists()
+        if not _shipped(it := recipe(name, change=change, limit=limit)) and not (_kept(it) / WEIGHTS_FILE).exists()
     ]
     if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
         try:
@@ -218,9 +217,13 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     return [obtain(name, change=change, limit=limit) for name, change in wanted]
 
 
-def _is_shipped(name: str, wanted: Recipe) -> bool:
-    """Whether the recipe, as wanted, is the one that shipped weights were made by."""
-    return wanted == recipe(name) and bool(info(name)["shipped"])
+def _shipped(wanted: Recipe) -> str | None:
+    """The name of the shipped network that this recipe makes, whatever the name it was asked for by."""
+    essence = _essence(wanted)
+    alike = (
+        name for name in names() if (WEIGHTS / f"{name}.safetensors").exists() and _essence(recipe(name)) == essence
+    )
+    return next(alike, None)
 
 
 def _train(name: str, change: Change, limit: int | None) -> None:
@@ -241,8 +244,8 @@ def metrics(name: str, *, change: Change | None = None, limit: int | None = None
         InputError: it is neither.
     """
     wanted = recipe(name, change=change, limit=limit)
-    if _is_shipped(name, wanted):
-        return list(info(name)["metrics"])
+    if shipped := _shipped(wanted):
+        return list(info(shipped)["metrics"])
     place = _kept(wanted)
     if not (place / WEIGHTS_FILE).exists():
         raise InputError(f"{name!r} has not been trained here: lrc.zoo.obtain({name!r}) does that")

@@ -67,6 +67,15 @@ def test_what_is_shipped_starts_no_process(monkeypatch):
         zoo.obtain_all([("shapes-resnet8-standard", {"training": {"seed": s}}) for s in (0, 1)], limit=40)
 
 
+def test_another_seed_of_a_shipped_network_is_found_if_it_is_shipped_too():
+    change = {"training": {"seed": 1}}
+    found, same = zoo.obtain("cifar10-small-standard", change=change), zoo.load("cifar10-small-standard-1")
+    assert all(torch.equal(v.cpu(), same.state_dict()[k]) for k, v in found.state_dict().items())
+    assert zoo.metrics("cifar10-small-standard", change=change) == zoo.metrics("cifar10-small-standard-1")
+    assert zoo._shipped(zoo.recipe("cifar10-small-standard", change=change, limit=40)) is None
+    assert zoo._shipped(zoo.recipe("cifar10-small-standard", change={"training": {"seed": 3}})) is None
+
+
 def test_the_metrics_are_those_of_the_recipe():
     for name in SHIPPED:
         metrics = zoo.metrics(name)
