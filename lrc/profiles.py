@@ -41,6 +41,9 @@ class Profile:
         sweep: training images of each network that a chapter trains to compare variants of the built-in data.
         family: what the names of networks begin with that differ in the objective alone.
         defences: how those names end.
+        fine: what the names of the networks on the data with most levels of classes begin with.
+        architectures: what the names of networks begin with that differ in the architecture alone.
+        random: networks with random weights in a null distribution.
         overfit: training images of a training that is to overfit.
         fast: training images of one by single steps.
         broken: accuracy in [0, 1] at or below which a network counts as broken by an attack.
@@ -64,6 +67,9 @@ class Profile:
     sweep: int
     family: str
     defences: tuple[str, ...]
+    fine: str
+    architectures: tuple[str, ...]
+    random: int
     overfit: int
     fast: int
     broken: float
@@ -89,6 +95,9 @@ _PROFILES = {
             sweep=1600,
             family="shapes-resnet8",
             defences=("standard", "label-smoothing", "jpeg", "at", "trades", "at-clustering"),
+            fine="shapes-resnet8",
+            architectures=("shapes-resnet8", "shapes-vgg6", "shapes-densenet12", "shapes-alexnet"),
+            random=100,
             overfit=800,
             fast=3200,
             broken=0.1,
@@ -122,6 +131,9 @@ _PROFILES = {
                 "at-clustering",
                 "trades-clustering",
             ),
+            fine="cifar100-small",
+            architectures=("cifar10-small", "cifar10-vgg6", "cifar10-densenet12", "cifar10-alexnet"),
+            random=100,
             overfit=1600,
             fast=3200,
             broken=0.1,
@@ -141,6 +153,9 @@ _PROFILES = {
             sweep=1600,
             family="cifar10-resnet18",
             defences=("standard", "at", "at-clustering", "trades", "mart", "at-awp"),
+            fine="cifar100-resnet18",
+            architectures=("cifar10-resnet18", "cifar10-vgg6", "cifar10-densenet12", "cifar10-alexnet"),
+            random=100,
             overfit=5000,
             fast=45_000,
             broken=0.1,
@@ -212,6 +227,8 @@ def _limited(p: Profile, most: int) -> Profile:
         overfit=min(p.overfit, most),
         fast=min(p.fast, most),
         defences=("standard", "at"),
+        architectures=p.architectures[:1],
+        random=min(p.random, 4),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two
     )
