@@ -2,8 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
+from torch import Tensor
 
 from lrc.errors import InputError
+
+WORDNET = Path(__file__).parent / "wordnet.txt"
 
 
 @dataclass(frozen=True)
@@ -19,10 +30,21 @@ class Level:
         if set(self.of) != set(range(len(self.names))):
             raise InputError(f"level {self.name!r}: every entry of `of` must name a group, and every group a class")
 
+    def nests_in(self, coarser: "Level") -> bool:
+        """Whether each group lies within one group of the other level."""
+        return len(set(zip(self.of, coarser.of, strict=True))) == len(self.names)
+
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Classes and their groups, level by level; `source` says who grouped them so.
+    """Classes and their groups, level by level from fine to coarse; `source` says who grouped them so.
+
+    Attributes:
+        classes: names, in the order of the data set's labels.
+        levels: groupings of all classes.
+        source: who made them.
+        nested: whether each group lies within one of the next level, which is checked. False for levels that cut
+            through each other.
 
     >>> CIFAR10.groups()
     [[2, 3, 4, 5, 6, 7], [0, 1, 8, 9]]
@@ -33,22 +55,45 @@ class Hierarchy:
     classes: tuple[str, ...]
     levels: tuple[Level, ...]
     source: str
+    nested: bool = True
 
     def __post_init__(self) -> None:
-        """Raises InputError unless each level groups each class."""
+        """Raises InputError unless each level groups each class, and within the groups of the next if `nested`."""
         for level in self.levels:
             if len(level.of) != len(self.classes):
                 raise InputError(f"level {level.name!r} groups {len(level.of)} classes, there are {len(self.classes)}")
+        for fine, coarse in pairwise(self.levels):
+            if self.nested and not fine.nests_in(coarse):
+                raise InputError(
+                    f"a group of level {fine.name!r} is not within one of {coarse.name!r}: "
+                    "give levels from fine to coarse, or say nested=False"
+                )
 
     def groups(self, level: int = 0) -> list[list[int]]:
         """Indices of the classes of each group, in the order of the names: a partition of all classes."""
         of = self.levels[level].of
         return [[i for i, g in enumerate(of) if g == group] for group in range(len(self.levels[level].names))]
 
+    def distance(self) -> Float[Tensor, "classes classes"]:
+        """How far up two classes have to go to meet: 0 for one class, 1 if they share a group of the first level.
+
+        Otherwise 2 if they share one of the second level, and so on; one more than there are levels if they share none.
+
+        >>> CIFAR100.distance()[:3, :3]  # apple, aquarium fish, baby
+        tensor([[0., 3., 3.],
+                [3., 0., 3.],
+                [3., 3., 0.]], dtype=torch.float64)
+        """
+        distance = torch.full((len(self.classes),) * 2, len(self.levels) + 1.0, dtype=torch.float64)
+        for number, level in reversed([*enumerate(self.levels)]):
+            of = torch.tensor(level.of)
+            distance[of[:, None] == of] = number + 1.0
+        return distance.fill_diagonal_(0)
+
     def select(self, indices: Sequence[int]) -> "Hierarchy":
         """The same hierarchy over some of the classes, in the order given; groups left empty are dropped."""
         levels = tuple(_select(level, indices) for level in self.levels)
-        return Hierarchy(tuple(self.classes[i] for i in indices), levels, self.source)
+        return Hierarchy(tuple(self.classes[i] for i in indices), levels, self.source, self.nested)
 
 
 def _select(level: Level, indices: Sequence[int]) -> Level:
@@ -57,25 +102,82 @@ def _select(level: Level, indices: Sequence[int]) -> Level:
     return Level(level.name, tuple(level.names[g] for g in kept), tuple(kept.index(g) for g in of))
 
 
-def _hierarchy(name: str, members: dict[str, str], source: str) -> Hierarchy:
-    """A hierarchy of one level from a table group -> classes; classes in alphabetical order."""
-    group_of = {c: g for g, (_, text) in enumerate(members.items()) for c in text.split()}
-    classes = tuple(sorted(group_of))
-    return Hierarchy(classes, (Level(name, tuple(members), tuple(group_of[c] for c in classes)),), source)
+def wordnet_distance(classes: Sequence[str]) -> Float[Tensor, "classes classes"]:
+    """Path distance in WordNet 3.0: the fewest is-a links from one class up to a common ancestor and down to the other.
 
+    The table has the classes of CIFAR-10, STL-10 and CIFAR-100, with the links of the noun senses that fit the picture
+    and, in CIFAR-100, the superclass: nearly always the first sense that is not a food, a fur, a person or the like.
+    Two choices are ours: an aquarium fish is a fish, a keyboard is that of a computer. A sense may have several
+    parents; that is how a dog (a domestic animal) is nearer to a bird than a cat is.
+
+    Raises:
+        InputError: a class that is not in the table.
+
+    Source: Fellbaum (ed.), *WordNet: An Electronic Lexical Database* (1998); Rada et al., *Development and application
+    of a metric on semantic nets* (1989).
+
+    >>> wordnet_distance(["cat", "dog", "bird", "truck"])
+    tensor([[ 0.,  4.,  6., 17.],
+            [ 4.,  0.,  5., 12.],
+            [ 6.,  5.,  0., 13.],
+            [17., 12., 13.,  0.]], dtype=torch.float64)
+    """
+    place, up = _wordnet()
+    if missing := [name for name in classes if name not in place]:
+        raise InputError(f"no WordNet senses are kept for {missing}: give a distance of your own, or a Hierarchy's")
+    rows = up[[place[name] for name in classes]]
+    return (rows[:, None] + rows).amin(-1)
+
+
+@cache
+def _wordnet() -> tuple[dict[str, int], Float[Tensor, "senses senses"]]:
+    """Places of classes, and the number of is-a links from each sense up to each (infinite if it is no ancestor)."""
+    lines = [line for line in WORDNET.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    chains = [line.split(": ")[-1].split(" < ") for line in lines]
+    senses = {sense: n for n, sense in enumerate(dict.fromkeys(sense for chain in chains for sense in chain))}
+    links = [(senses[low], senses[high]) for chain in chains for low, high in pairwise(chain)]
+    graph = coo_array(([1] * len(links), tuple(zip(*links, strict=True))), shape=(len(senses),) * 2)
+    place = {line.split(": ")[0]: senses[chain[0]] for line, chain in zip(lines, chains, strict=True) if ": " in line}
+    return place, torch.from_numpy(shortest_path(graph, unweighted=True))
+
+
+def _hierarchy(source: str, **levels: dict[str, str]) -> Hierarchy:
+    """A hierarchy from tables group -> members: classes at the first level, groups of the level before at others.
+
+    Classes are in alphabetical order, as in the data sets.
+    """
+    made: list[Level] = []
+    members = classes = tuple(sorted(" ".join(next(iter(levels.values())).values()).split()))
+    for name, table in levels.items():
+        group_of = {member: g for g, text in enumerate(table.values()) for member in text.split()}
+        below = made[-1].of if made else range(len(classes))
+        made.append(Level(name, tuple(table), tuple(group_of[members[g]] for g in below)))
+        members = tuple(table)
+    return Hierarchy(classes, tuple(made), source)
+
+
+PAPER = "Bai et al., Clustering Effect of (Linearized) Adversarial Robust Models, NeurIPS 2021, arXiv:2111.12922"
 
 CIFAR10 = _hierarchy(
-    "kind",
-    {
+    PAPER,
+    kind={
         "animals": "bird cat deer dog frog horse",
         "vehicles": "airplane automobile ship truck",
     },
-    "Bai et al., Clustering Effect of (Linearized) Adversarial Robust Models, NeurIPS 2021, arXiv:2111.12922",
+)
+
+STL10 = _hierarchy(
+    "classes: Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, AISTATS 2011; "
+    "animals and vehicles as for CIFAR-10",
+    kind={
+        "animals": "bird cat deer dog horse monkey",
+        "vehicles": "airplane car ship truck",
+    },
 )
 
 CIFAR100 = _hierarchy(
-    "superclass",
-    {
+    "superclasses: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; their kinds are our own",
+    superclass={
         "aquatic_mammals": "beaver dolphin otter seal whale",
         "fish": "aquarium_fish flatfish ray shark trout",
         "flowers": "orchid poppy rose sunflower tulip",
@@ -97,5 +199,13 @@ CIFAR100 = _hierarchy(
         "vehicles_1": "bicycle bus motorcycle pickup_truck train",
         "vehicles_2": "lawn_mower rocket streetcar tank tractor",
     },
-    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009: superclasses of CIFAR-100",
+    kind={  # fungi go with plants here, as mushrooms are among the vegetables
+        "animals": "aquatic_mammals fish insects large_carnivores large_omnivores_and_herbivores medium_mammals "
+        "non-insect_invertebrates reptiles small_mammals",
+        "household_things": "food_containers household_electrical_devices household_furniture",
+        "outdoor_scenes": "large_man-made_outdoor_things large_natural_outdoor_scenes",
+        "people": "people",
+        "plants": "flowers fruit_and_vegetables trees",
+        "vehicles": "vehicles_1 vehicles_2",
+    },
 )

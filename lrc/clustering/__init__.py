@@ -1,22 +1,53 @@
 """Do the classes cluster? From the linear map W to the correlation C of classes, to groups, and to how sure one can be.
 
-`matrices` has C and F, `contrasts` the one number that a matrix and a partition give, `permutations` its test,
-`trees` the groups that a matrix itself suggests. A partition of the classes is `groups`: lists of class indices, each
-class in one list.
+`matrices` has C and F, `contrasts` the one number that a matrix and a partition give, `permutations` its test and
+`levels` that of every level of a hierarchy. `trees` has the groups that a matrix itself suggests, and their agreement
+with given ones; `semantics` the rank correlation with what classes mean; `spectra` eigenvalues and rank; `nulls` what
+random weights give; `intervals` how far a figure can be trusted. A partition of the classes is `groups`: lists of class
+indices, each class in one list.
 """
 
 from lrc.clustering.contrasts import contrast
+from lrc.clustering.intervals import Interval, bootstrap, t_interval
+from lrc.clustering.levels import LevelTest, permutation_tests
 from lrc.clustering.matrices import class_correlation, feature_distance
-from lrc.clustering.permutations import PermutationTest, permutation_test
-from lrc.clustering.trees import agreement, cut, tree
+from lrc.clustering.nulls import p_value, random_contrasts
+from lrc.clustering.permutations import PermutationTest, holm, permutation_test
+from lrc.clustering.semantics import mantel_test
+from lrc.clustering.spectra import effective_rank, eigengap, eigenvalues
+from lrc.clustering.trees import (
+    agreement,
+    agreements,
+    cophenetic,
+    cophenetic_correlation,
+    cut,
+    tree,
+    triplet_agreement,
+)
 
 __all__ = [
+    "Interval",
+    "LevelTest",
     "PermutationTest",
     "agreement",
+    "agreements",
+    "bootstrap",
     "class_correlation",
     "contrast",
+    "cophenetic",
+    "cophenetic_correlation",
     "cut",
+    "effective_rank",
+    "eigengap",
+    "eigenvalues",
     "feature_distance",
+    "holm",
+    "mantel_test",
+    "p_value",
     "permutation_test",
+    "permutation_tests",
+    "random_contrasts",
+    "t_interval",
     "tree",
+    "triplet_agreement",
 ]

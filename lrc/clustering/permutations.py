@@ -1,7 +1,7 @@
-"""Whether a contrast is more than chance: the given groups against other splits of the classes."""
+"""Whether a contrast is more than chance: the given groups against other ways to deal out the classes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from lrc.clustering.contrasts import Groups, as_matrix, contrasts, labels_of
+from lrc.clustering.contrasts import Groups, as_matrix, contrasts, labels_of, labels_within
 from lrc.errors import InputError
 
-__all__ = ["PermutationTest", "permutation_test"]
+__all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
 
 EXACT_LIMIT = 20_000
 """Up to so many splits, all are tried."""
@@ -23,12 +23,12 @@ BLOCK = 1_000
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """The contrast of the given groups among those of splits into groups of the same sizes.
+    """A statistic among those that other ways to deal out the classes give.
 
     Attributes:
-        statistic: the contrast of the given groups.
-        p_value: the probability of a contrast at least as large if chance had dealt out the classes; in (0, 1].
-        rank: 1 + the number of splits of larger contrast.
+        statistic: that of the classes as they are, such as the contrast of the given groups.
+        p_value: the probability of one at least as large if chance had dealt out the classes; in (0, 1].
+        rank: 1 + the number of splits of larger statistic.
         n_splits: number of splits compared, the given one included.
         exact: whether these are all there are.
     """
@@ -44,6 +44,7 @@ def permutation_test(
     C: Float[Tensor, "classes classes"],
     groups: Groups,
     *,
+    within: Groups | None = None,
     samples: int = 10_000,
     generator: Generator | None = None,
 ) -> PermutationTest:
@@ -56,6 +57,9 @@ def permutation_test(
     Args:
         C: the class correlation.
         groups: a partition of the classes, chosen without a look at C.
+        within: a coarser partition. Then classes change places only with others of the same coarser group, and the
+            statistic is the contrast among siblings. So fine groups pass only if they hold more than the coarse ones,
+            whereas without it any fine groups within true coarse ones are better than chance.
         samples: number of random splits, where not all are tried.
         generator: of the random splits; a new one with seed 0 if absent.
 
@@ -66,20 +70,47 @@ def permutation_test(
     >>> permutation_test(C, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]])
     PermutationTest(statistic=1.0, p_value=0.00476..., rank=1, n_splits=210, exact=True)
     """
-    if samples < 1:
-        raise InputError(f"samples must be at least 1, not {samples}")
     C, given = as_matrix(C), labels_of(groups, len(C))
-    sizes = [len(group) for group in groups]
-    exact = number_of_splits(sizes) <= EXACT_LIMIT
-    others = all_splits(sizes) if exact else random_splits(given, samples, generator)
-    statistic = float(contrasts(C, given[None]))
-    values = torch.cat([contrasts(C, block) for block in torch.split(others, BLOCK)])
-    rounding = 1e-12 * float(C.abs().max())  # equal contrasts, summed in another order
-    given_apart = 0 if exact else 1  # all splits contain the given one, a sample is beside it
+    coarse = labels_within(within, given)
+    exact = _number_within(given, coarse) <= EXACT_LIMIT
+    others = splits_within(given, coarse) if exact else random_splits(given, samples, generator, coarse=coarse)
+    statistic = float(contrasts(C, given[None], coarse))
+    values = torch.cat([contrasts(C, block, coarse) for block in torch.split(others, BLOCK)])
+    return placed(statistic, values, exact=exact, rounding=1e-12 * float(C.abs().max()))
+
+
+def placed(statistic: float, values: Float[Tensor, " n"], *, exact: bool, rounding: float) -> PermutationTest:
+    """Where the statistic stands among `values`; those within `rounding` of it, summed in another order, are equal.
+
+    Args:
+        statistic: that of the classes as they are.
+        values: all there are, the statistic included, if `exact`; otherwise a sample, and the statistic joins it.
+        exact: which of the two.
+        rounding: the largest difference that counts as none.
+    """
+    given_apart = 0 if exact else 1
     n = len(values) + given_apart
     level = int((values >= statistic - rounding).sum()) + given_apart
     above = int((values > statistic + rounding).sum())
     return PermutationTest(statistic, level / n, 1 + above, n, exact)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of several tests, each made so large that all of them together keep their level (Holm 1979).
+
+    The smallest is multiplied by their number m, the next by m - 1 and so on; none falls below one before it. To
+    reject where the result is at most alpha errs anywhere with probability at most alpha, however the tests depend on
+    each other.
+
+    >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
+    [0.06, 0.03, 0.06]
+    """
+    p = torch.tensor(p_values, dtype=torch.float64)
+    order = p.argsort()
+    factors = torch.arange(len(p), 0, -1)
+    corrected = torch.empty_like(p)
+    corrected[order] = (p[order] * factors).clamp(max=1).cummax(0).values
+    return corrected.tolist()
 
 
 def number_of_splits(sizes: list[int]) -> int:
@@ -112,11 +143,46 @@ def _partitions(classes: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tu
                 yield ((classes[0], *mates), *parts)
 
 
+def splits_within(given: Int[Tensor, " classes"], coarse: Int[Tensor, " classes"]) -> Int[Tensor, "splits classes"]:
+    """Each partition once that splits every coarse group into groups of the sizes that it is given split into."""
+    tables = [all_splits(sizes) for sizes in _sizes_within(given, coarse)]
+    choice = torch.meshgrid(*[torch.arange(len(table)) for table in tables], indexing="ij")
+    splits = torch.empty(choice[0].numel(), len(given), dtype=torch.int64)
+    first = 0
+    for number, (table, row) in enumerate(zip(tables, choice, strict=True)):
+        splits[:, coarse == number] = first + table[row.flatten()]
+        first += int(table.max()) + 1
+    return splits
+
+
+def _number_within(given: Int[Tensor, " classes"], coarse: Int[Tensor, " classes"]) -> int:
+    return math.prod(number_of_splits(sizes) for sizes in _sizes_within(given, coarse))
+
+
+def _sizes_within(given: Int[Tensor, " classes"], coarse: Int[Tensor, " classes"]) -> list[list[int]]:
+    return [given[coarse == k].unique(return_counts=True)[1].tolist() for k in range(int(coarse.max()) + 1)]
+
+
 def random_splits(
-    given: Int[Tensor, " classes"], samples: int, generator: Generator | None
+    given: Int[Tensor, " classes"],
+    samples: int,
+    generator: Generator | None,
+    *,
+    coarse: Int[Tensor, " classes"] | None = None,
 ) -> Int[Tensor, "splits classes"]:
-    """The group numbers dealt out anew, each order as likely as any other."""
+    """The group numbers dealt out anew (within each coarse group), each order as likely as any other.
+
+    Raises:
+        InputError: no samples.
+    """
+    if samples < 1:
+        raise InputError(f"samples must be at least 1, not {samples}")
+    if coarse is None:
+        coarse = torch.zeros_like(given)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    keys = torch.rand(samples, len(given), generator=generator, device=generator.device)
-    return given[keys.argsort(1).cpu()]
+    keys = torch.rand(samples, len(given), generator=generator, device=generator.device).cpu()
+    order = (keys.double() + coarse).argsort(1)  # coarse group by coarse group, at random within each
+    splits = torch.empty_like(order)
+    splits[:, coarse.argsort(stable=True)] = given[order]
+    return splits

@@ -1,0 +1,108 @@
+"""Every level of a hierarchy tested for what it adds: classes that form superclasses, superclasses that form kinds."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lrc.clustering.contrasts import as_matrix
+from lrc.clustering.permutations import PermutationTest, holm, permutation_test
+from lrc.errors import InputError
+from lrc.hierarchy import Hierarchy, Level
+
+__all__ = ["LevelTest", "permutation_tests"]
+
+
+@dataclass(frozen=True)
+class LevelTest(PermutationTest):
+    """The test of one level, beside those of the others; `statistic` is its contrast.
+
+    Attributes:
+        level: its name.
+        units: what was dealt out: "class", or the name of the finer level whose groups were.
+        within: name of the coarser level within whose groups they were dealt out; None if among all.
+        corrected: p value corrected for the number of levels (`holm`).
+    """
+
+    level: str
+    units: str
+    within: str | None
+    corrected: float
+
+
+def permutation_tests(
+    C: Float[Tensor, "classes classes"],
+    hierarchy: Hierarchy,
+    *,
+    conditional: bool = True,
+    samples: int = 10_000,
+    generator: Generator | None = None,
+) -> tuple[LevelTest, ...]:
+    """`permutation_test` at each level of a hierarchy, fine to coarse, with p values corrected for their number.
+
+    A level would pass for no other reason than that another one holds. Superclasses, because pairs within one are all
+    pairs of animals or all of vehicles; kinds, because they contain the pairs within superclasses. So each level is
+    tested for what it adds to those beside it, where they nest:
+
+    - *Within the next coarser level*: units change places only with others of the same coarser group, and the
+      contrast is that of siblings.
+    - *With the groups of the next finer level as units*: whole groups change places, on the matrix of the mean
+      correlations between them; pairs within them do not count.
+
+    The finest level deals out classes, the coarsest deals out its units among all. A level of few units has few splits,
+    and no p value below 1 / n_splits.
+
+    Args:
+        C: the class correlation.
+        hierarchy: of the same classes in the same order, made without a look at C.
+        conditional: as above; if not, each level is tested as if it were the only one.
+        samples: number of random splits of a level, where not all are tried.
+        generator: of the random splits; a new one with seed 0 for each level if absent.
+
+    Raises:
+        InputError: a hierarchy of another number of classes or without levels, a level that leaves nothing to compare
+            (no group of two units, no two groups in one coarser group), or as `permutation_test`.
+
+    >>> pair = Level("pair", tuple("abcd"), (0, 0, 1, 1, 2, 2, 3, 3))
+    >>> half = Level("half", tuple("ef"), (0, 0, 0, 0, 1, 1, 1, 1))
+    >>> C = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))  # the halves are all there is
+    >>> for test in permutation_tests(C, Hierarchy(tuple("stuvwxyz"), (pair, half), "made up")):
+    ...     print(test.level, test.units, test.within, test.statistic, test.n_splits, round(test.corrected, 3))
+    pair class half 0.0 9 1.0
+    half pair None 1.0 3 0.667
+    """
+    if len(C) != len(hierarchy.classes) or not hierarchy.levels:
+        has = f"{len(hierarchy.classes)} classes in {len(hierarchy.levels)} levels"
+        raise InputError(f"C of {len(C)} classes needs a hierarchy of these, with a level or more: this one has {has}")
+    classes = Level("class", hierarchy.classes, tuple(range(len(C))))
+    finer, coarser = (classes, *hierarchy.levels), (*hierarchy.levels[1:], None)
+    tests = []
+    for below, level, above in zip(finer, hierarchy.levels, coarser, strict=False):
+        units = below if conditional and below.nests_in(level) else classes
+        within = above if conditional and above is not None and level.nests_in(above) else None
+        groups, inside = _grouped(level, units), None if within is None else _grouped(within, units)
+        try:
+            test = permutation_test(_means(C, units), groups, within=inside, samples=samples, generator=generator)
+        except InputError as error:
+            raise InputError(f"level {level.name!r}: {error}") from error
+        tests.append((test, level.name, units.name, None if within is None else within.name))
+    corrected = holm([test.p_value for test, *_ in tests])
+    return tuple(
+        LevelTest(**asdict(test), level=level, units=units, within=within, corrected=p)
+        for (test, level, units, within), p in zip(tests, corrected, strict=True)
+    )
+
+
+def _means(C: Float[Tensor, "classes classes"], units: Level) -> Float[Tensor, "units units"]:
+    """Mean of C between any two units, over all pairs of a class of one and a class of the other."""
+    member = F.one_hot(torch.tensor(units.of)).double()
+    member /= member.sum(0)
+    return member.T @ as_matrix(C) @ member
+
+
+def _grouped(level: Level, units: Level) -> list[list[int]]:
+    """Numbers of the units in each group."""
+    group_of = dict(zip(units.of, level.of, strict=True))
+    return [[unit for unit in sorted(group_of) if group_of[unit] == g] for g in range(len(level.names))]
