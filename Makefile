@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks format store check zoo runs constraints clean
+.PHONY: help book html test lint types units notebooks format store check zoo runs architectures constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -57,6 +57,9 @@ zoo: $(READY)  ## train the shipped networks again (hours on a CPU)
 
 runs: $(READY)  ## train ResNet-18 by the paper's recipe and record it (hours on a GPU; what was broken off goes on)
 	$(BIN)/lrc zoo make $(RUNS)
+
+architectures: $(READY)  ## linearize every classification network of torchvision, and write what came out into the book
+	$(BIN)/python tools/architectures.py
 
 constraints:  ## bring constraints.txt up to date from a fresh environment
 	rm -rf _build/fresh && $(PYTHON) -m venv _build/fresh && _build/fresh/bin/pip install -U pip

@@ -10,7 +10,7 @@
 [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
 """
 
-from lrc import attacks, data, hierarchy, models, objectives, plots, zoo
+from lrc import attacks, clustering, data, hierarchy, models, objectives, plots, zoo
 from lrc.claims import claim
 from lrc.clustering import (
     agreement,
@@ -19,12 +19,13 @@ from lrc.clustering import (
     cut,
     feature_distance,
     permutation_test,
+    permutation_tests,
     tree,
 )
 from lrc.data import Images
 from lrc.errors import InputError
 from lrc.evaluation import Report, accuracy, evaluate, logits
-from lrc.linearization import affine_map, linear_map, linearize
+from lrc.linearization import affine_map, alignment, linear_map, linearize, local_map, mean_local_map
 from lrc.profiles import profile
 from lrc.training import train
 
@@ -37,9 +38,11 @@ __all__ = [
     "accuracy",
     "affine_map",
     "agreement",
+    "alignment",
     "attacks",
     "claim",
     "class_correlation",
+    "clustering",
     "contrast",
     "cut",
     "data",
@@ -48,10 +51,13 @@ __all__ = [
     "hierarchy",
     "linear_map",
     "linearize",
+    "local_map",
     "logits",
+    "mean_local_map",
     "models",
     "objectives",
     "permutation_test",
+    "permutation_tests",
     "plots",
     "profile",
     "train",

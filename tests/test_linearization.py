@@ -2,33 +2,18 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from linearizing import Net, apply, assert_close, images, lively, slim
 from torch import Tensor, fx, nn
 
 import lrc
 from lrc.linearization import RULES, affine_map, linear_map, linearize
-
-
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 with random weights of a sensible size, random biases and random batch statistics."""
-    g = torch.Generator().manual_seed(seed)
-    model = model.to_empty(device="cpu").double()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    with torch.no_grad():
-        for p in model.parameters():
-            fan_in = p[0].numel() if p.dim() > 1 else 100
-            p.normal_(0, (2 / fan_in) ** 0.5, generator=g)
-        for norm in norms:
-            norm.running_mean.normal_(0, 0.1, generator=g)
-            norm.running_var.uniform_(0.5, 1.5, generator=g)
-            norm.weight.uniform_(0.5, 1.5, generator=g)
-    return model
 
 
 def resnet(seed: int = 0) -> nn.Module:
@@ -45,38 +30,12 @@ def vgg() -> nn.Module:
     return model
 
 
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def apply(W: Tensor, x: Tensor) -> Tensor:
-    return x.flatten(1) @ W.flatten(1).T
-
-
-def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max()
-
-
 CASES = [
     (resnet, "remove", "average"),
     (resnet, "fold", "average"),
     (vgg, "remove", "average_inside"),
     (vgg, "fold", "average"),
 ]
-
-
-class Net(nn.Module):
-    """A function as a network without parameters."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 # --- one linear map, whatever the way to it --------------------------------------------------------------------------
@@ -194,15 +153,6 @@ def linear_functions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(F, "batch_norm", lambda x, *_, **__: x)
         patch.setattr(F, "max_pool2d", average)
         yield
-
-
-def slim(model: nn.Module) -> nn.Module:
-    """The layers of 4096 units that AlexNet and VGG end in, at 8."""
-    first, second, last = (i for i, m in enumerate(model.classifier) if isinstance(m, nn.Linear))
-    model.classifier[first] = nn.Linear(model.classifier[first].in_features, 8)
-    model.classifier[second] = nn.Linear(8, 8)
-    model.classifier[last] = nn.Linear(8, 7)
-    return model
 
 
 FAMILIES = {
@@ -368,15 +318,15 @@ REFUSED = {
     "in-place method without its result": (Net(lambda m, x: [x.exp_(), x][1]), r"\(exp\): no rule"),
     "normalization by its own norm": (Net(lambda m, x: x / x.sum()), r"'truediv'.* first argument, but 'sum_1'"),
     "reciprocal": (Net(lambda m, x: 1 / x), r"first argument, but 'x' depends"),
-    "gate": (
-        Net(lambda m, x: x * torch.sigmoid(m.fc(x)), fc=nn.Linear(4, 4)),
+    "product of branches": (
+        Net(lambda m, x: x * m.fc(x), fc=nn.Linear(4, 4)),
         r"'mul'.* multiplies 'x' and 'model_fc'",
     ),
     "square": (Net(lambda m, x: torch.mul(x, x)), r"multiplies 'x' and 'x'"),
     "product of matrices": (Net(lambda m, x: x @ x.T), r"multiplies 'x' and 'getattr_1'"),
     "power": (Net(lambda m, x: x**2), r"'pow_1'.*no rule"),
     "weights from the image": (Net(lambda m, x: F.linear(x, x)), r"first argument, but 'x' depends"),
-    "layer norm": (nn.Sequential(nn.Sequential(nn.LayerNorm(4))), r"LayerNorm in 0\.0\)"),
+    "recurrence": (nn.Sequential(nn.Sequential(nn.LSTM(4, 4))), r"LSTM in 0\.0\)"),
     "detach": (Net(lambda m, x: x.detach()), r"\(detach\)"),
     "noise": (Net(lambda m, x: x + torch.randn_like(x)), r"\(randn_like\)"),
     "maximum": (Net(lambda m, x: x.max(1).values), r"\(max\)"),
@@ -408,16 +358,16 @@ def test_choices_that_do_not_exist():
         inspect.unwrap(linearize)(nn.Linear(2, 2), pooling="max")
 
 
-class Swish(nn.Module):
+class Square(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(x)
+        return x * x
 
 
 def test_a_rule_of_ones_own(monkeypatch):
-    model, x = nn.Sequential(nn.Linear(4, 3), Swish()).double(), images(2, 4)
+    model, x = nn.Sequential(nn.Linear(4, 3), Square()).double(), images(2, 4)
     with pytest.raises(lrc.InputError, match=r"'mul' \(mul in 1\)"):
         linearize(model)
-    monkeypatch.setitem(RULES, Swish, RULES[nn.ReLU])
+    monkeypatch.setitem(RULES, Square, RULES[nn.ReLU])
     assert torch.equal(linearize(model)(x), model[0](x))
 
 

@@ -1,48 +1,78 @@
 """linearize: from a network to its linear sub-network."""
 
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, get_args
 
-from torch import fx, nn
+from jaxtyping import Float
+from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lrc.errors import InputError
-from lrc.linearization.rules import RULES, VIEWS
-from lrc.linearization.surgery import BatchNorm, Pooling, Surgery, functionalize, refuse
+from lrc.linearization.checking import verified
+from lrc.linearization.gates import gate_means
+from lrc.linearization.inplace import functionalize
+from lrc.linearization.operations import DROPOUT
+from lrc.linearization.partial import check_names, kept_nodes
+from lrc.linearization.rules import VIEWS, extended
+from lrc.linearization.surgery import BatchNorm, Pooling, Surgery, describe, identity, refuse
 from lrc.linearization.tracing import PREFIX, trace
 
 __all__ = ["linearize"]
 
-UNKNOWN = (
-    "no rule says what becomes of it: take it out of the network (a softmax after the logits, say), or give it or the "
-    "module around it a rule in lrc.linearization.RULES"
-)
 
-
-def linearize(model: nn.Module, *, batchnorm: BatchNorm = "remove", pooling: Pooling = "average") -> fx.GraphModule:
+def linearize(
+    model: nn.Module,
+    *,
+    batchnorm: BatchNorm = "remove",
+    pooling: Pooling = "average",
+    rules: Mapping[Any, Any] | None = None,
+    gates: Float[Tensor, "n *input"] | None = None,
+    keep: str | Collection[Any] = (),
+    start: str | None = None,
+    stop: str | None = None,
+    verify: bool | Sequence[int] | None = None,
+) -> fx.GraphModule:
     """The linear sub-network of a classifier: its non-linear parts taken out, everything else kept.
 
     Activations and dropout become the identity and max pooling becomes average pooling; convolutions, linear layers,
     average pooling, shortcuts, concatenation, reshaping and arithmetic with constants stay (Bai et al. 2021, sec. 3).
-    Which operation becomes what is the table `lrc.linearization.RULES`. The network is read as it is in eval mode, so
-    an auxiliary head that only training uses is left out.
+    What the paper's networks do not have follows the same idea: norms go as batch norm does, a gate that multiplies a
+    branch is open, attention mixes its values uniformly. Which operation becomes what is the table
+    `lrc.linearization.RULES`. The network is read as it is in eval mode, so an auxiliary head that only training uses
+    is left out. Of what only shapes depend on (the scores of an attention, what opens a gate) nothing is asked.
 
     Args:
         model: images to logits; any network that `torch.fx` can trace. It is left as it was, and its forward hooks are
             not called: what they would change is not seen.
         batchnorm: "remove" drops batch norm altogether (the paper's choice), "fold" keeps the affine map that it is in
-            eval mode.
+            eval mode. Norms that take no recorded statistics (of layers, groups, instances) are dropped in both.
         pooling: "average" puts nn.AvgPool2d in place of nn.MaxPool2d with the same geometry and counts the padding as
             zeros (the paper's choice); "average_inside" leaves the padding out of the mean, as max pooling leaves it
             out of the maximum.
+        rules: what becomes of further operations, or of known ones, in this call. From the class of a module (which is
+            then taken as a whole) or a function to "identity", to "linear" (kept, linear in its first argument), to a
+            rule such as `RULES[nn.MaxPool2d]` (a function of surgery and node), or to a module or a function to call in
+            its place: with the same arguments, a function in the place of a module after that module itself.
+        gates: images; gates are set to their means over them (of feature maps a mean a channel, over positions too)
+            instead of being opened.
+        keep: what stays non-linear: paths of modules as in `named_modules`, with all that is in them, and operations
+            as the table has them (nn.ReLU is the module, F.relu the function).
+        start: path of the module that linearization begins with; what runs before it is kept.
+        stop: path of the module that it ends with; what runs after it is kept.
+        verify: shape of an image, or True for `model.input_shape`: checks superposition on random images, in float64.
 
     Returns:
-        An affine function of its input, in eval mode. It holds the parameters of `model` themselves, neither copied nor
-        detached: a training step or `.to(...)` on one shows in the other. `copy.deepcopy` it first to keep them apart.
+        An affine function of its input, in eval mode; with `keep`, `start` or `stop` a function that is not affine, for
+        what was kept is as it was. It holds the parameters of `model` themselves, neither copied nor detached: a
+        training step or `.to(...)` on one shows in the other. `copy.deepcopy` it first to keep them apart.
 
     Raises:
-        InputError: an operation without a rule, or a product of two values that both depend on the image; the message
-            names it and its place in the network. Or a network that cannot be traced.
+        InputError: an operation without a rule, or a product of two values that both depend on the image where neither
+            is a gate; the message names it, its place in the network and the ways past it. Or a network that cannot be
+            traced, names that it does not have, a rule that is none, or what `verify` found not to be affine.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
@@ -52,22 +82,27 @@ def linearize(model: nn.Module, *, batchnorm: BatchNorm = "remove", pooling: Poo
     >>> x, y = torch.rand(2, 5, 3, 8, 8)
     >>> torch.allclose(linear(x) + linear(y), linear(x + y) + linear(0 * x), atol=1e-5)
     True
+    >>> [node.name for node in linearize(model, keep=(nn.ReLU,)).graph.nodes]
+    ['x', 'model_0', 'model_1', 'avg_pool2d', 'model_3', 'model_4', 'output']
     """
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    table = extended(rules)
     _check(batchnorm, pooling)
-    root, graph = trace(model, RULES)
-    surgery = Surgery(root, graph, RULES, batchnorm, pooling)
-    surgery.mark()
-    if graph.output_node() not in surgery.data:
-        raise InputError(f"the output of {type(model).__name__} does not depend on its input: nothing to linearize")
+    check_names(getattr(model, "_orig_mod", model), (*keep, *[name for name in (start, stop) if name is not None]))
+    shape = _shape_to_verify(model, verify, partly=bool(keep) or start is not None or stop is not None)
+    root, graph = trace(model, {*table, *keep}, [name for name in keep if isinstance(name, str)])
+    surgery = Surgery(root, graph, table, batchnorm, pooling)
     functionalize(surgery, VIEWS)
-    surgery.drop_unused()
-    for node in [n for n in graph.nodes if n in surgery.data and n.op.startswith("call")]:
-        rule = surgery.rule(node)
-        if rule is None:
-            refuse(surgery, node, UNKNOWN)
-        rule(surgery, node)
-    surgery.drop_unused()
-    return _assemble(model, surgery)
+    if gates is not None:
+        means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)
+        surgery.means.update({node: means[node.name] for node in graph.nodes if node.name in means})
+    surgery.kept.update(kept_nodes(surgery, keep, start, stop))
+    _operate(surgery, type(model).__name__)
+    places = {node.name: describe(surgery, node) for node in surgery.data} if shape else {}
+    linear = _assemble(model, root, graph)
+    if shape:
+        verified(linear, shape, places)
+    return linear
 
 
 def _check(batchnorm: str, pooling: str) -> None:
@@ -79,15 +114,56 @@ def _check(batchnorm: str, pooling: str) -> None:
             raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {choice!r}")
 
 
-def _assemble(model: nn.Module, surgery: Surgery) -> fx.GraphModule:
+def _shape_to_verify(model: nn.Module, verify: bool | Sequence[int] | None, *, partly: bool) -> Sequence[int]:
+    if verify is None or verify is False:
+        return ()
+    if partly:
+        raise InputError("verify: with keep, start or stop the network is not linear: leave one of the two out")
+    shape = getattr(model, "input_shape", None) if verify is True else verify
+    if shape is None:
+        raise InputError(
+            f"{type(model).__name__} does not say what it takes: verify the shape of an image, (3, 32, 32)"
+        )
+    return shape
+
+
+def _operate(surgery: Surgery, name: str) -> None:
+    """Applies the rules from the output backwards: a gate is known by the product that it enters."""
+    surgery.mark()
+    _check_output(surgery, name)
+    surgery.drop_unused()
+    unknown = None
+    for node in reversed(list(surgery.graph.nodes)):
+        if node in surgery.data and node not in surgery.kept and node.op.startswith("call"):
+            rule = surgery.rule(node)
+            unknown = node if rule is None else unknown
+            if rule is not None:
+                rule(surgery, node)
+    for node in [n for n in surgery.graph.nodes if surgery.operation(n) in DROPOUT and n not in surgery.kept]:
+        identity(surgery, node)  # on what has become constant
+    if unknown is not None:  # the first that runs, whatever comes after it
+        refuse(surgery, unknown, "no rule says what becomes of it")
+    surgery.mark()
+    _check_output(surgery, name)
+    surgery.drop_unused()
+
+
+def _check_output(surgery: Surgery, name: str) -> None:
+    if surgery.graph.output_node() not in surgery.data:
+        raise InputError(f"the output of {name} does not depend on its input: nothing to linearize")
+
+
+def _assemble(model: nn.Module, root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """The module that runs the graph: tensors of the model, in modules of its own."""
     parts: dict[str, Any] = {}
-    for node in surgery.graph.nodes:
+    for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            part = surgery.part(node.target)
+            part = attrgetter(str(node.target))(root)
             node.target = str(node.target).removeprefix(PREFIX)
             parts[node.target] = _twin(part) if isinstance(part, nn.Module) else part
-    linear = fx.GraphModule(parts, surgery.graph, class_name=f"Linear{type(model).__name__}")
+            if getattr(parts[node.target], "inplace", False) is True:
+                parts[node.target].inplace = False  # what it changes may by now be the value of other nodes too
+    linear = fx.GraphModule(parts, graph, class_name=f"Linear{type(model).__name__}")
     if hasattr(model, "input_shape"):
         linear.input_shape = model.input_shape
     return linear.eval()

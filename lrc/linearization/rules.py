@@ -1,37 +1,48 @@
 """What becomes of each operation of a network when it is linearized: the rules, and the table that assigns them."""
 
-import operator
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torchvision.models.swin_transformer import shifted_window_attention
 
+from lrc.errors import InputError
+from lrc.linearization import operations as ops
+from lrc.linearization.attention import attention, uniform_windows, windows
+from lrc.linearization.gates import equal_shares, filled, glu, product, softmax
 from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, refuse
 
-__all__ = ["RULES", "VIEWS"]
+__all__ = ["RULES", "VIEWS", "Replacement", "extended"]
 
 
 def linear(surgery: Surgery, node: fx.Node) -> None:
     """Kept: linear in the first argument, which alone may depend on the image."""
     others = (node.args[1:], node.kwargs) if node.args else list(node.kwargs.values())[1:]
-    names = _data_among(surgery, others)
-    if names:
-        refuse(surgery, node, f"it is linear in its first argument, but {names[0]} depends on the image too")
+    if nodes := surgery.data_among(others):
+        refuse(surgery, node, f"it is linear in its first argument, but {nodes[0].name!r} depends on the image too")
 
 
 def jointly_linear(surgery: Surgery, node: fx.Node) -> None:
     """Kept: linear in all its arguments together."""
 
 
-def product(surgery: Surgery, node: fx.Node) -> None:
-    """Kept where one factor alone depends on the image."""
-    names = _data_among(surgery, (node.args, node.kwargs))
-    if len(names) > 1:
-        reason = f"it multiplies {' and '.join(names)}, which all depend on the image: take such a gate out of the "
-        refuse(surgery, node, reason + "network, or give the module around it a rule in lrc.linearization.RULES")
+def chosen(surgery: Surgery, node: fx.Node) -> None:
+    """Kept where the choice between the two values does not depend on the image."""
+    method = node.op == "call_method"
+    condition: Any = node.kwargs.get("condition", [*node.args, None, None][1 if method else 0])
+    if condition in surgery.data:
+        refuse(surgery, node, f"the image decides by {condition.name!r} which value is taken")
+
+
+def shaped(surgery: Surgery, node: fx.Node) -> None:
+    """Kept: linear in the first argument; of the second only shape or type count."""
+    other = node.args[1]
+    if other in surgery.data:
+        node.args = (node.args[0], surgery.insert(node, torch.zeros_like, other))
+        surgery.mark()
 
 
 def batch_norm(surgery: Surgery, node: fx.Node) -> None:
@@ -48,6 +59,23 @@ def batch_norm(surgery: Surgery, node: fx.Node) -> None:
     if node.op == "call_module":
         _call_batch_norm(surgery, node)
     return None
+
+
+def norm(surgery: Surgery, node: fx.Node) -> None:
+    """Layer, group, instance and response norm: taken out; folded like batch norm if there are statistics to fold."""
+    linear(surgery, node)
+    if surgery.batchnorm == "remove" or not _has_statistics(surgery, node):
+        identity(surgery, node)
+    elif node.op == "call_module":
+        _call_batch_norm(surgery, node)
+
+
+def _has_statistics(surgery: Surgery, node: fx.Node) -> bool:
+    """Whether a norm takes recorded statistics in eval mode, as instance norm may."""
+    if node.op == "call_module":
+        return getattr(surgery.part(node.target), "running_mean", None) is not None
+    mean, *_, fresh = _options(node, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True)
+    return node.target is F.instance_norm and mean is not None and not fresh
 
 
 def _call_batch_norm(surgery: Surgery, node: fx.Node) -> None:
@@ -97,94 +125,93 @@ def _options(source: nn.Module | fx.Node, **defaults: Any) -> list[Any]:
     return [given.get(name, default) for name, default in defaults.items()]
 
 
-def _data_among(surgery: Surgery, arguments: Any) -> list[str]:
-    """Names of the nodes among the arguments that depend on the pixels, each as often as it occurs."""
-    names: list[str] = []
+class Replacement(nn.Module):
+    """A function in the place of an operation; of a module, in the place of its forward: it gets the module first."""
 
-    def note(node: fx.Node) -> fx.Node:
-        names.extend([repr(node.name)] if node in surgery.data else [])
-        return node
+    def __init__(self, function: Callable[..., Any], module: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.module = function, module
 
-    map_arg(arguments, note)
-    return names
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs) if self.module is None else self.function(self.module, *args, **kwargs)
+
+
+def replaced(function: Callable[..., Any]) -> Rule:
+    """The rule that puts a function in the place of an operation. That it is linear is for the user to see to."""
+
+    def rule(surgery: Surgery, node: fx.Node) -> None:
+        own = node.op == "call_module" and not isinstance(function, nn.Module)
+        module = surgery.part(node.target) if own else None
+        name = f"_replacement_{node.name}"
+        surgery.root.add_module(name, Replacement(function, module))
+        with surgery.graph.inserting_before(node):
+            new = surgery.graph.call_module(name, node.args, node.kwargs)
+        surgery.swap(node, new)
+
+    return rule
+
+
+NAMES: dict[str, Rule] = {"identity": identity, "linear": linear}
+
+
+def extended(rules: Mapping[Any, Any] | None) -> dict[Operation, Rule]:
+    """The table with a user's own rules.
+
+    Raises:
+        InputError: a key that is no operation, or a value that is no rule.
+    """
+    own: dict[Operation, Rule] = {}
+    for operation, rule in (rules or {}).items():
+        attribute = isinstance(operation, tuple) and operation[:1] == (getattr,)
+        if not (callable(operation) or attribute) or isinstance(operation, nn.Module):
+            raise InputError(f"rules: {operation!r} is no operation: give the class of a module, or a function")
+        if not (rule in NAMES if isinstance(rule, str) else callable(rule)) or isinstance(rule, type):
+            names = ", ".join(map(repr, NAMES))
+            raise InputError(
+                f"rules: {rule!r} must be {names}, a rule of RULES, or a function in the operation's place"
+            )
+        own[operation] = NAMES[rule] if isinstance(rule, str) else rule if _is_rule(rule) else replaced(rule)
+    return RULES | own
+
+
+def _is_rule(function: Callable[..., Any]) -> bool:
+    try:
+        return list(inspect.signature(function).parameters) == ["surgery", "node"]
+    except (TypeError, ValueError):  # built in
+        return False
 
 
 def _table(*entries: tuple[Rule, list[Operation]]) -> dict[Operation, Rule]:
     return {operation: rule for rule, operations in entries for operation in operations}
 
 
-ACTIVATIONS = [
-    *(nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, nn.ReLU6, F.relu6),
-    *(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu, nn.RReLU, F.rrelu, F.rrelu_),
-    *(nn.ELU, F.elu, F.elu_, nn.CELU, F.celu, F.celu_, nn.SELU, F.selu, F.selu_, nn.GELU, F.gelu),
-    *(nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish, nn.Hardtanh, F.hardtanh, F.hardtanh_),
-    *(nn.Softplus, F.softplus, nn.Softsign, F.softsign, nn.Tanh, F.tanh, torch.tanh, Tensor.tanh, Tensor.tanh_),
-    *(nn.Sigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, nn.Hardsigmoid, F.hardsigmoid),
-]
-DROPOUT = [
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
-]
-LAYERS = [
-    *(nn.Linear, F.linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-]
-AVERAGES = [
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(torch.mean, Tensor.mean, torch.sum, Tensor.sum, nn.Upsample, F.interpolate),
-]
-ARRANGEMENTS = [
-    *(nn.Identity, nn.Flatten, torch.flatten, Tensor.flatten, nn.Unflatten, torch.unflatten, Tensor.unflatten),
-    *(torch.reshape, Tensor.reshape, Tensor.view, torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze),
-    *(torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.movedim, Tensor.movedim),
-    *((getattr, "T"), (getattr, "mT"), operator.getitem, torch.narrow, Tensor.narrow, torch.select, Tensor.select),
-    *(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind),
-    *(Tensor.expand, Tensor.contiguous, Tensor.to, Tensor.float, Tensor.double),
-]
-COPIES = [
-    *(torch.clone, Tensor.clone, torch.flip, Tensor.flip, torch.roll, Tensor.roll, Tensor.repeat, torch.tile),
-    *(F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.CircularPad1d, nn.CircularPad2d),
-    *(nn.CircularPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle, F.pixel_unshuffle, nn.ChannelShuffle, F.channel_shuffle),
-]
-QUOTIENTS = [
-    *(operator.truediv, torch.div, Tensor.div, torch.true_divide, torch.divide),
-    *(operator.neg, torch.neg, Tensor.neg),
-]
-SUMS = [
-    *(operator.add, torch.add, Tensor.add, operator.sub, torch.sub, Tensor.sub),
-    *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack),
-]
-PRODUCTS = [
-    *(operator.mul, torch.mul, Tensor.mul, torch.multiply, operator.matmul, torch.matmul, Tensor.matmul),
-    *(torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.einsum),
-]
-SHAPES = [
-    *((getattr, "shape"), (getattr, "ndim"), (getattr, "dtype"), (getattr, "device")),
-    *(Tensor.size, Tensor.dim, Tensor.numel, torch.zeros_like, torch.ones_like, Tensor.new_zeros, Tensor.new_ones),
-]
-
-VIEWS: frozenset[Operation] = frozenset(ARRANGEMENTS)
+VIEWS: frozenset[Operation] = frozenset(ops.ARRANGEMENTS)
 """Operations whose result may share memory with their first argument."""
 
 RULES: dict[Operation, Rule] = _table(
-    (identity, ACTIVATIONS),
-    (identity, DROPOUT),
-    (batch_norm, [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm]),
+    (identity, ops.ACTIVATIONS),
+    (identity, ops.DROPOUT),
+    (batch_norm, ops.BATCH_NORMS),
+    (norm, ops.NORMS),
     (average(F.avg_pool1d), [nn.MaxPool1d, F.max_pool1d, torch.max_pool1d]),
     (average(F.avg_pool2d), [nn.MaxPool2d, F.max_pool2d, torch.max_pool2d]),
     (average(F.avg_pool3d), [nn.MaxPool3d, F.max_pool3d, torch.max_pool3d]),
     (adaptive_average(F.adaptive_avg_pool1d), [nn.AdaptiveMaxPool1d, F.adaptive_max_pool1d]),
     (adaptive_average(F.adaptive_avg_pool2d), [nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d]),
     (adaptive_average(F.adaptive_avg_pool3d), [nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d]),
-    (linear, LAYERS + AVERAGES + ARRANGEMENTS + COPIES + QUOTIENTS),
-    (jointly_linear, SUMS),
-    (product, PRODUCTS),
-    (constant, SHAPES),
+    (linear, ops.LAYERS + ops.AVERAGES + ops.ARRANGEMENTS + ops.COPIES + ops.QUOTIENTS + [uniform_windows]),
+    (shaped, ops.AS),
+    (jointly_linear, [*ops.SUMS, Replacement]),
+    (chosen, [torch.where, Tensor.where]),
+    (product, ops.PRODUCTS),
+    (glu, [nn.GLU, F.glu]),
+    (softmax, ops.SOFTMAX),
+    (attention, ops.ATTENTION),
+    (windows, [shifted_window_attention]),
+    (constant, [*ops.SHAPES, equal_shares, filled]),
 )
-"""What becomes of each operation. An operation that is not here is refused; add to the table to have it linearized:
-`RULES[MyLayer] = RULES[nn.ReLU]` takes a layer out, `RULES[nn.Conv2d]` keeps it as linear in its first argument."""
+"""What becomes of each operation; one that is not here is refused.
+
+`rules` of `lrc.linearize` extends the table for one call. `RULES[MyLayer] = RULES[nn.ReLU]` does for all calls: it
+takes a layer out, as `RULES[nn.Conv2d]` keeps it as linear in its first argument.
+"""

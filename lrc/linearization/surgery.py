@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from lrc.errors import InputError
 from lrc.linearization.tracing import PREFIX, kind
 
-__all__ = ["BatchNorm", "Operation", "Pooling", "Rule", "Surgery", "constant", "functionalize", "identity", "refuse"]
+__all__ = [
+    "BatchNorm",
+    "Operation",
+    "Pooling",
+    "Rule",
+    "Surgery",
+    "constant",
+    "describe",
+    "first",
+    "identity",
+    "refuse",
+]
 
 BatchNorm = Literal["remove", "fold"]
 Pooling = Literal["average", "average_inside"]
@@ -28,7 +40,9 @@ class Surgery:
         graph: changed in place, node by node.
         rules: from operation to rule.
         batchnorm, pooling: the choices of `lrc.linearize`.
-        data: the nodes whose values depend on the pixels of the image, not on its shape alone.
+        means: of gates, what they are set to; those that are not here are opened.
+        kept: the nodes that stay as they are.
+        data: the nodes through whose values, not only their shapes, the output depends on the pixels of the image.
     """
 
     root: nn.Module
@@ -36,6 +50,8 @@ class Surgery:
     rules: Mapping[Operation, "Rule"]
     batchnorm: BatchNorm
     pooling: Pooling
+    means: dict[fx.Node, Tensor] = field(default_factory=dict)
+    kept: set[fx.Node] = field(default_factory=set)
     data: set[fx.Node] = field(default_factory=set)
 
     def part(self, target: object) -> Any:
@@ -54,21 +70,52 @@ class Surgery:
         """The rule for the node, if there is one."""
         return self.rules.get(self.operation(node))
 
-    def mark(self) -> None:
-        """Finds the nodes that depend on the pixels."""
+    def depending(self) -> set[fx.Node]:
+        """The nodes whose values depend on the pixels, whether the output depends on them or not."""
+        found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            depends = not self.data.isdisjoint(node.all_input_nodes)
+            depends = not found.isdisjoint(node.all_input_nodes)
             if node.op == "placeholder" or (depends and self.rule(node) is not constant):
+                found.add(node)
+        return found
+
+    def mark(self) -> None:
+        """Brings `data` up to date."""
+        depending = self.depending()
+        self.data.clear()
+        for node in reversed(self.graph.nodes):
+            if node in depending and (node.op == "output" or not self.data.isdisjoint(node.users)):
                 self.data.add(node)
 
-    def replace(self, node: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Puts function(*args, **kwargs) in the place of a node."""
-        with self.graph.inserting_before(node):
+    def data_among(self, arguments: Any) -> list[fx.Node]:
+        """The nodes of `data` among the arguments, each as often as it occurs."""
+        found: list[fx.Node] = []
+
+        def note(node: fx.Node) -> fx.Node:
+            found.extend([node] if node in self.data else [])
+            return node
+
+        map_arg(arguments, note)
+        return found
+
+    def insert(self, before: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """function(*args, **kwargs) as a node of its own, at the place of another."""
+        with self.graph.inserting_before(before):
             new = self.graph.call_function(function, args, kwargs)
+        new.meta = before.meta
+        return new
+
+    def replace(self, node: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Puts function(*args, **kwargs) in the place of a node."""
+        return self.swap(node, self.insert(node, function, *args, **kwargs))
+
+    def swap(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """Puts a node in the place of another, which is taken out."""
         new.meta = node.meta
         self.data.add(new)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
+        return new
 
     def drop_unused(self) -> None:
         """Takes out what the result does not need, assertions included."""
@@ -76,7 +123,7 @@ class Surgery:
 
 
 Rule = Callable[[Surgery, fx.Node], None]
-"""Changes a node, keeps it as linear, or raises by `refuse`; called for the nodes of `Surgery.data` in their order."""
+"""Changes a node, keeps it as linear, or raises by `refuse`; called for the nodes of `Surgery.data`, last first."""
 
 
 def identity(surgery: Surgery, node: fx.Node) -> None:
@@ -95,56 +142,31 @@ def first(node: fx.Node) -> Any:
 
 
 def refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
-    """Raises the error that names the node as a person would look for it: name, operation, module of the network."""
+    """Raises the error that names the node as a person would look for it, and the two ways past it."""
+    owner, kind_of_owner = _owner(surgery, node)
+    name = kind_of_owner or _name(surgery, node)
+    ways = f'give a rule, as in linearize(model, rules={{{name}: "identity"}}), or keep it non-linear: keep='
+    raise InputError(
+        f"cannot linearize {describe(surgery, node)}: {reason}; or {ways}"
+        + (f'("{owner}",)' if owner else f"({name},)")
+    )
+
+
+def describe(surgery: Surgery, node: fx.Node) -> str:
+    """A node by its name, its operation and the module of the network that it stands in."""
+    owner, _ = _owner(surgery, node)
+    return f"node {node.name!r} ({_name(surgery, node)}{f' in {owner}' if owner else ''})"
+
+
+def _name(surgery: Surgery, node: fx.Node) -> str:
     operation = surgery.operation(node)
-    what = node.args[1] if node.target is getattr else getattr(operation, "__name__", node.target)
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    where = str(node.target) if node.op == "call_module" else stack[-1] if stack else ""
-    place = f" in {where.removeprefix(PREFIX)}" if where.startswith(PREFIX) else ""
-    raise InputError(f"cannot linearize node {node.name!r} ({what}{place}): {reason}")
+    return str(node.args[1]) if node.target is getattr else getattr(operation, "__name__", str(node.target))
 
 
-OUT_OF_PLACE: dict[Operation, Operation] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-
-def functionalize(surgery: Surgery, views: frozenset[Operation]) -> None:
-    """Gives in-place operations their out-of-place form, and later users of the changed tensor the result.
-
-    Else `y = relu(x); y += 1` would change x once the ReLU is gone, which made y a tensor of its own; and a call like
-    `x.add_(1)` whose result is not used would pass for dead code.
-
-    Args:
-        surgery: changed in place.
-        views: operations whose result may share memory with their first argument.
-
-    Raises:
-        InputError: the changed tensor is used later through a view as well.
-    """
-    memory: dict[fx.Node, fx.Node] = {}  # of the nodes so far, the node that first held their memory
-    for node in surgery.graph.nodes:
-        view = node in surgery.data and surgery.operation(node) in views
-        memory[node] = memory.get(first(node), node) if view else node
-        if node in surgery.data and _in_place(surgery, node):
-            changed = first(node)
-            aliases = [n for n in memory if memory[n] is memory[changed] and n is not changed]
-            later = {user for n in aliases for user in n.users}.difference(memory)
-            if later and surgery.rule(node) is not identity:
-                refuse(surgery, node, "it changes in place what is used later through a view: make it out of place")
-            changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in memory)
-            if node.op == "call_method":
-                node.target = str(node.target).removesuffix("_")
-            node.target = OUT_OF_PLACE.get(node.target, node.target)
-
-
-def _in_place(surgery: Surgery, node: fx.Node) -> bool:
-    """By PyTorch's conventions: `+=` and its like, a name that ends in one underscore, an option `inplace`."""
-    if node.op == "call_module":
-        return getattr(surgery.part(node.target), "inplace", False) is True
-    name = str(getattr(node.target, "__name__", node.target))
-    underscore = name.endswith("_") and not name.endswith("__")
-    return underscore or node.target in OUT_OF_PLACE or node.kwargs.get("inplace") is True
+def _owner(surgery: Surgery, node: fx.Node) -> tuple[str, str]:
+    """Path and class of the innermost module that a node stands in, or is; empty for the network itself."""
+    stack = [(path, owner) for path, owner in node.meta.get("nn_module_stack", {}).values()]
+    itself = node.op == "call_module" and str(node.target).startswith(PREFIX)
+    path, owner = (str(node.target), surgery.operation(node)) if itself else [("", None), *stack][-1]
+    inside = str(path).startswith(PREFIX)
+    return (str(path).removeprefix(PREFIX), getattr(owner, "__name__", str(owner))) if inside else ("", "")

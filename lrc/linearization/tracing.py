@@ -1,10 +1,12 @@
 """A network as a graph of operations, as it is in eval mode, without touching the network."""
 
 import operator
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
+import torch
 from jaxtyping import config
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -22,29 +24,42 @@ def kind(module: nn.Module) -> type[nn.Module]:
     return parametrize.type_before_parametrizations(module)
 
 
-def trace(model: nn.Module, leaves: Container[object]) -> tuple[nn.Module, fx.Graph]:
+def trace(model: nn.Module, leaves: Collection[object], keep: Collection[str] = ()) -> tuple[nn.Module, fx.Graph]:
     """The graph of `model` in eval mode, and a module that holds what it refers to.
 
     Args:
         model: left as it was: its mode is restored, its hooks are not called.
-        leaves: classes of modules that become one node each, beside those of torch.nn.
+        leaves: classes of modules that become one node each, beside those of torch.nn; functions likewise.
+        keep: paths of modules that become one node each.
 
     Raises:
         InputError: its forward cannot be traced, because it branches on the values of a tensor for example.
     """
-    root, tracer = _Whole(getattr(model, "_orig_mod", model)), _Tracer()  # _orig_mod: what torch.compile was given
-    tracer.leaves = leaves
+    root = _Whole(getattr(model, "_orig_mod", model))  # what torch.compile was given
+    functions = (leaf for leaf in leaves if isinstance(leaf, FunctionType) and not leaf.__module__.startswith("torch"))
+    tracer = _Tracer(autowrap_functions=tuple(functions))
+    tracer.leaves, tracer.keep = leaves, keep
     try:
         with _eval_mode(root), _unchecked():
             graph = tracer.trace(root)
     except Exception as error:  # runs the network's own code on stand-ins for tensors: anything may be raised
-        raise InputError(
-            f"torch.fx cannot trace {type(model).__name__} ({str(error).strip().splitlines()[0]}): make forward "
-            "independent of tensor values, or give the part in question a rule of its own in lrc.linearization.RULES"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"torch.fx cannot trace {type(model).__name__} ({reason}){_way_out(tracer)}") from error
     for node in graph.nodes:
         node.type = None  # annotations of the source, which generated code could not name
     return root, graph
+
+
+def _way_out(tracer: "_Tracer") -> str:
+    """Where tracing failed, and what can be done."""
+    path, name = tracer.failed
+    if not path.startswith(PREFIX):
+        return " in its own forward: make that independent of tensor values, or move the part in question to a module"
+    path = path.removeprefix(PREFIX)
+    return (
+        f" in the forward of {path} ({name}): make that independent of tensor values, or take the module as a whole, "
+        f'by a rule, as in linearize(model, rules={{{name}: "identity"}}), or non-linear: keep=("{path}",)'
+    )
 
 
 class _Whole(nn.Module):
@@ -77,16 +92,31 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Stops at modules that have a rule, and goes around the hooks, which expect tensors and may have effects."""
 
-    leaves: Container[object] = ()
+    leaves: Collection[object] = ()
+    keep: Collection[str] = ()
+    failed = ("", "")  # path and class of the innermost module whose forward raised
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return kind(m) in self.leaves or super().is_leaf_module(m, module_qualified_name)
+        whole = kind(m) in self.leaves or f"{module_qualified_name}.".removeprefix(PREFIX).strip(".") in self.keep
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Loops over the pieces of a tensor that is cut into a given number of them."""
+        node, stand_in = obj.node, cast(Any, obj)
+        pieces = (
+            node.kwargs.get("chunks", [*node.args, None, None][1]) if node.target in ("chunk", torch.chunk) else None
+        )
+        return (stand_in[i] for i in range(pieces)) if isinstance(pieces, int) else super().iter(obj)
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return super().call_module(m, m.forward, args, kwargs)
+        try:
+            return super().call_module(m, m.forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed if self.failed[0] else (self.path_of_module(m), kind(m).__name__)
+            raise
 
 
 @contextmanager

@@ -1,0 +1,176 @@
+"""Products of values that all depend on the image: which factor is a gate, and what a gate is set to."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from lrc.linearization import operations as ops
+from lrc.linearization.surgery import Operation, Surgery, first, refuse
+
+__all__ = ["equal_shares", "filled", "gate_means", "glu", "product", "softmax"]
+
+GATES: dict[Operation, tuple[int, float]] = {
+    **{operation: (1, 1.0) for operation in ops.SATURATING},
+    **{operation: (1, 6.0) for operation in (nn.ReLU6, F.relu6)},  # of x + 3 only: six times a hard sigmoid
+    **{operation: (2, 1.0) for operation in ops.SIGMOIDS},
+    **{operation: (3, 1.0) for operation in ops.SOFTMAX},
+}
+"""What makes a factor a gate: how surely, and its value where it is open. Of `tanh(a) * sigmoid(b)`, b is the gate."""
+
+PASSING = frozenset(
+    (*ops.ARRANGEMENTS, *ops.COPIES, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT, torch.where, Tensor.where)
+)
+"""Operations between a gate and its product, or between scores and their softmax, that leave it what it is."""
+
+
+def product(surgery: Surgery, node: fx.Node) -> None:
+    """Kept where one factor alone depends on the image; else the others must be gates, which become constants.
+
+    A factor is a gate if all that it has of the image came through a sigmoid, a softmax or another saturating function,
+    with nothing but arrangement, sums, multiples, masks and dropout after that. A sigmoid becomes one, its value where
+    the gate is open, or its mean over images (`gates`); what is done to it afterwards stays, so that in
+    ``g * a + (1 - g) * b`` an open gate leaves a. A softmax becomes equal shares of all that it is taken over, or of
+    what a constant mask leaves of that: attention mixes its values uniformly. Queries, keys and squeezed channels then
+    matter by their shapes alone, and no rule is asked about them. Where both factors are gates, the surer one is.
+    """
+    factors = surgery.data_among((node.args, node.kwargs))
+    if len(factors) < 2:
+        return
+    found = [_gates(surgery, factor) or [] for factor in factors]
+    ranks = [max((GATES[surgery.operation(gate)][0] for gate in gates), default=0) for gates in found]
+    value = ranks.index(min(ranks))
+    if ranks.count(ranks[value]) > 1:
+        names = " and ".join(repr(factor.name) for factor in factors)
+        refuse(
+            surgery, node, f"it multiplies {names}, which all depend on the image, and which is the gate is not clear"
+        )
+    held = {gate for i, gates in enumerate(found) if i != value for gate in gates}
+    for gate in held - surgery.kept:
+        _hold(surgery, gate)
+    surgery.mark()
+
+
+def glu(surgery: Surgery, node: fx.Node) -> None:
+    """A gated linear unit: its first half times the sigmoid of its second, which is the gate."""
+    dim = _dimension(node, surgery.part(node.target) if node.op == "call_module" else None, default=-1)
+    halves = surgery.insert(node, torch.chunk, first(node), 2, dim)
+    gate = surgery.insert(node, torch.sigmoid, surgery.insert(node, operator.getitem, halves, 1))
+    if node in surgery.means:
+        surgery.means[gate] = surgery.means[node]
+    new = surgery.replace(node, operator.mul, surgery.insert(node, operator.getitem, halves, 0), gate)
+    surgery.mark()
+    product(surgery, new)
+
+
+def softmax(surgery: Surgery, node: fx.Node) -> None:
+    """Refused, unless it multiplies something, which makes it a gate: equal shares (see the rule of products)."""
+    refuse(surgery, node, "no rule makes a softmax that weighs nothing linear: after the logits, take it out")
+
+
+def _gates(surgery: Surgery, node: fx.Node) -> list[fx.Node] | None:
+    """The gates through which all that a node has of the image came, if there are such."""
+    if _is_gate(surgery, node):
+        return [node]
+    inputs = [n for n in node.all_input_nodes if n in surgery.data]
+    if surgery.operation(node) not in PASSING or not inputs:
+        return None
+    found = [_gates(surgery, n) for n in inputs]
+    return None if None in found else [gate for gates in found for gate in gates or []]
+
+
+def _is_gate(surgery: Surgery, node: fx.Node) -> bool:
+    operation = surgery.operation(node)
+    if operation not in (nn.ReLU6, F.relu6):
+        return operation in GATES
+    shifted = first(node)
+    return isinstance(shifted, fx.Node) and surgery.operation(shifted) in ops.SUMS and 3 in shifted.args
+
+
+def _hold(surgery: Surgery, gate: fx.Node) -> None:
+    """Puts the constant in the place of a gate."""
+    operation, x = surgery.operation(gate), first(gate)
+    if operation in ops.SOFTMAX:
+        module = surgery.part(gate.target) if gate.op == "call_module" else None
+        dim = -3 if operation is nn.Softmax2d else _dimension(gate, module)
+        if dim is None:
+            refuse(surgery, gate, "a softmax must say over which dimension it is taken: give dim")
+        surgery.replace(gate, equal_shares, _empty(surgery, x, gate), dim, dtype=gate.kwargs.get("dtype"))
+    elif gate in surgery.means:
+        name = f"_mean_{gate.name}"
+        surgery.root.register_buffer(name, surgery.means[gate])
+        with surgery.graph.inserting_before(gate):
+            mean = surgery.graph.get_attr(name)
+        surgery.replace(gate, filled, x, mean)
+    else:
+        surgery.replace(gate, torch.full_like, x, GATES[operation][1])
+
+
+def _dimension(node: fx.Node, module: nn.Module | None, *, default: int | None = None) -> Any:
+    """What a call or the module that it calls has as `dim`."""
+    given = [*node.args, default, default][1]
+    return node.kwargs.get("dim", given) if module is None else module.dim
+
+
+def _empty(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
+    """The scores that a softmax is taken of with their content at zero: masks are left, and biases of positions."""
+    if not isinstance(scores, fx.Node) or scores not in surgery.data:
+        return scores
+    inputs = [n for n in scores.all_input_nodes if n in surgery.data]
+    if surgery.operation(scores) not in PASSING or (len(inputs) > 1 and surgery.operation(scores) in ops.PRODUCTS):
+        return surgery.insert(gate, torch.zeros_like, scores)
+    if surgery.operation(scores) in ops.DROPOUT:
+        return _empty(surgery, first(scores), gate)
+    replaced = {n: _empty(surgery, n, gate) for n in inputs}
+    with surgery.graph.inserting_before(gate):
+        return surgery.graph.node_copy(scores, lambda n: replaced.get(n, n))
+
+
+def equal_shares(
+    scores: Float[Tensor, "*shape"], dim: int, *, dtype: torch.dtype | None = None
+) -> Float[Tensor, "*shape"]:
+    """Weights that sum to one over `dim`, equal for all scores that are not masked: less than 50 below the highest."""
+    allowed = scores >= scores.amax(dim, keepdim=True) - 50
+    weights = allowed.to(dtype or scores.dtype)
+    return weights / weights.sum(dim, keepdim=True)
+
+
+def filled(x: Float[Tensor, "*shape"], mean: Float[Tensor, "*means"]) -> Float[Tensor, "*shape"]:
+    """The means in the shape of x."""
+    return mean.to(x.dtype).expand_as(x)
+
+
+def gate_means(network: fx.GraphModule, images: Float[Tensor, "n *input"]) -> dict[str, Tensor]:
+    """Means over images of what may be a gate, by the name of its node; softmax always becomes equal shares.
+
+    Of feature maps (n c h w) over images and positions, of anything else over images.
+    """
+    means: dict[str, Tensor] = {}
+
+    class Listening(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            for gate in _values(self, n, value):
+                means[n.name] = gate.mean((0, 2, 3) if gate.dim() == 4 else 0, keepdim=True)
+            return value
+
+    like = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), images)
+    with torch.no_grad():
+        Listening(network).run(images.to(like))
+    return means
+
+
+def _values(run: fx.Interpreter, node: fx.Node, value: Any) -> Iterator[Tensor]:
+    """What a node gives if it is a gate; of a gated linear unit, the gate inside."""
+    module = run.fetch_attr(str(node.target)) if node.op == "call_module" else None
+    operation = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    operation = operation if module is None else type(module)
+    if operation in (nn.GLU, F.glu):
+        x: Any = run.map_nodes_to_values(first(node), node)
+        yield torch.sigmoid(x.chunk(2, _dimension(node, module, default=-1))[1])
+    elif operation in GATES and operation not in ops.SOFTMAX:
+        yield value

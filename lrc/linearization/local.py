@@ -1,0 +1,140 @@
+"""The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lrc.errors import InputError
+from lrc.linearization.maps import differentiated, fast_weights
+
+__all__ = ["alignment", "local_map", "mean_local_map"]
+
+
+def local_map(
+    model: nn.Module, x: Float[Tensor, "n *input"], *, chunk: int | None = None
+) -> Float[Tensor, "n classes *input"]:
+    """The Jacobian of the logits at each image: the linear map that the network is there.
+
+    It is that of the whole network in eval mode, its gates as the image sets them. One forward pass of all the images,
+    then one backward pass a chunk of classes.
+
+    Args:
+        model: images to logits (n, classes), each image's of that image alone. It is left as it was.
+        x: images, in [0, 1] as a rule; not changed.
+        chunk: classes at a time, which bounds the memory beside the result; by default as many as make the largest
+            gradient 64 MiB.
+
+    Returns:
+        Element (i, j) is the derivative of logit j by image i, in logits a unit of input; detached.
+
+    Raises:
+        InputError: no images, images that do not fit the network, an output that is not logits or has no derivative.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])), model[0].bias.data.zero_()
+    >>> local_map(model, torch.tensor([[1.0, 1.0], [1.0, -0.6]]))  # the second image shuts the gate of the first unit
+    tensor([[[1., 2.],
+             [3., 4.]],
+            [[0., 0.],
+             [3., 4.]]])
+    """
+    _check(x)
+    with _evaluated(model) as network, differentiated(network, x, chunk=chunk) as (z, chunks):
+        J, done = x.new_empty(len(x), z.shape[1], *x.shape[1:]), 0
+        for rows in chunks:
+            J[:, done : done + len(rows)] = rows.transpose(0, 1)
+            done += len(rows)
+    return J
+
+
+def mean_local_map(
+    model: nn.Module, x: Float[Tensor, "n *input"], *, batch_size: int = 50, chunk: int | None = None
+) -> Float[Tensor, " classes *input"]:
+    """The mean of `local_map` over the images, which are never held all at once: to be compared with `linear_map`.
+
+    Args:
+        model, chunk: as in `local_map`.
+        x: any number of images.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: a batch size below 1, and as `local_map`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> torch.allclose(mean_local_map(model, torch.rand(7, 1, 2, 2), batch_size=3).flatten(1), model[1].weight)
+    True
+    """
+    _check(x)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least one image, not {batch_size}")
+    with _evaluated(model) as network:
+        return reduce(Tensor.add_, (_total(network, batch, chunk) for batch in x.split(batch_size))) / len(x)
+
+
+def alignment(
+    local: Float[Tensor, "n classes *input"], W: Float[Tensor, " classes *input"], *, centre: bool = False
+) -> Float[Tensor, "n classes"]:
+    """The cosine between each class' row of the local maps and its row of W, in [-1, 1].
+
+    Args:
+        local: of `local_map`; a mean one as `mean_local_map(...)[None]`.
+        W: of `linear_map`.
+        centre: subtract the mean over the classes from both first: to add one vector to all rows changes no decision,
+            so that only what is left says something about the classifier; see `class_correlation`.
+
+    Raises:
+        InputError: a row of either is zero (once centred, if so) or not finite, and so points nowhere.
+
+    >>> W = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> alignment(torch.tensor([[[3.0, 0.0], [4.0, 3.0]]]), W)
+    tensor([[1.0000, 0.6000]])
+    """
+    a, b = _directions(local, "the local maps", centre), _directions(W[None], "W", centre)
+    return (a * b).sum(-1).clamp(-1, 1)
+
+
+def _check(x: Tensor) -> None:
+    if not len(x):
+        raise InputError("there are no images to differentiate at: give at least one")
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The network as a function of the image alone: in eval mode until the context ends, no derivatives by weights."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given: compiled code has no batched derivatives
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield partial(torch.func.functional_call, model, fast_weights(model))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _total(network: Callable[[Tensor], Tensor], x: Tensor, chunk: int | None) -> Float[Tensor, " classes *input"]:
+    """The sum of the local maps at these images."""
+    with differentiated(network, x, chunk=chunk) as (_, chunks):
+        return torch.cat([rows.sum(1) for rows in chunks])
+
+
+def _directions(maps: Tensor, name: str, centre: bool) -> Float[Tensor, "n classes pixels"]:
+    """The rows at length one."""
+    rows = maps.flatten(2)
+    floor = torch.zeros_like(rows[:, :1, 0])
+    if centre:
+        floor = 4 * torch.finfo(rows.dtype).eps * rows.abs().amax((1, 2))[:, None]  # what rounding leaves of equal rows
+        rows = rows - rows.mean(1, keepdim=True)
+    largest = rows.abs().amax(2)
+    useless = (~(largest > floor) | ~largest.isfinite()).nonzero().tolist()
+    if useless:
+        image, k = useless[0]
+        what = "equals the mean row" if centre else "is zero"
+        raise InputError(
+            f"the row of class {k} in {name} (map {image}) {what} or is not finite, one of {len(useless)}: "
+            "it has no direction"
+        )
+    return nn.functional.normalize(rows / largest[..., None], dim=2)  # divided first: no square over- or underflows

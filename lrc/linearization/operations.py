@@ -1,0 +1,118 @@
+"""The operations that the table of rules knows, by kind: classes of modules, functions, methods of Tensor."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import ops
+from torchvision.models import swin_transformer
+from torchvision.ops.stochastic_depth import stochastic_depth
+
+from lrc.linearization.surgery import Operation
+
+__all__ = [
+    *(
+        "ACTIVATIONS",
+        "ARRANGEMENTS",
+        "AS",
+        "ATTENTION",
+        "AVERAGES",
+        "BATCH_NORMS",
+        "COPIES",
+        "DROPOUT",
+        "LAYERS",
+        "NORMS",
+    ),
+    *("PRODUCTS", "QUOTIENTS", "SATURATING", "SHAPES", "SIGMOIDS", "SOFTMAX", "SUMS"),
+]
+
+SIGMOIDS: list[Operation] = [
+    *(nn.Sigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit),
+    *(nn.Hardsigmoid, F.hardsigmoid),
+]
+SATURATING: list[Operation] = [
+    *(nn.Tanh, F.tanh, torch.tanh, Tensor.tanh, Tensor.tanh_, torch.erf, Tensor.erf, torch.special.erf),
+    *(nn.Hardtanh, F.hardtanh, F.hardtanh_, nn.Softsign, F.softsign),
+]
+SOFTMAX: list[Operation] = [nn.Softmax, nn.Softmax2d, F.softmax, torch.softmax, Tensor.softmax]
+ACTIVATIONS: list[Operation] = [
+    *(nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, nn.ReLU6, F.relu6),
+    *(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu, nn.RReLU, F.rrelu, F.rrelu_),
+    *(nn.ELU, F.elu, F.elu_, nn.CELU, F.celu, F.celu_, nn.SELU, F.selu, F.selu_, nn.GELU, F.gelu),
+    *(nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish, nn.Softplus, F.softplus),
+    *(nn.LogSigmoid, F.logsigmoid, nn.Hardshrink, F.hardshrink, nn.Softshrink, F.softshrink, nn.Tanhshrink),
+    *(F.tanhshrink, nn.Threshold, F.threshold, torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip),
+    *(Tensor.clip, Tensor.clip_, torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max),
+    *SIGMOIDS,
+    *SATURATING,
+]
+DROPOUT: list[Operation] = [
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
+    *(stochastic_depth, ops.StochasticDepth, ops.drop_block2d, ops.DropBlock2d, ops.drop_block3d, ops.DropBlock3d),
+]
+BATCH_NORMS: list[Operation] = [
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm, ops.FrozenBatchNorm2d),
+]
+NORMS: list[Operation] = [
+    *(nn.LayerNorm, F.layer_norm, torch.layer_norm, nn.GroupNorm, F.group_norm, torch.group_norm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, F.instance_norm, nn.RMSNorm, F.rms_norm),
+    *(nn.LocalResponseNorm, F.local_response_norm, nn.CrossMapLRN2d),
+]
+ATTENTION: list[Operation] = [
+    *(nn.MultiheadAttention, F.multi_head_attention_forward, F.scaled_dot_product_attention),
+]
+LAYERS: list[Operation] = [
+    *(nn.Linear, F.linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+]
+AVERAGES: list[Operation] = [
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.mean, Tensor.mean, torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum),
+]
+AS: list[Operation] = [Tensor.view_as, Tensor.reshape_as, Tensor.expand_as, Tensor.type_as]
+ARRANGEMENTS: list[Operation] = [
+    *(nn.Identity, nn.Flatten, torch.flatten, Tensor.flatten, nn.Unflatten, torch.unflatten, Tensor.unflatten),
+    *(torch.reshape, Tensor.reshape, Tensor.view, torch.ravel, Tensor.ravel),
+    *(torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, torch.movedim, Tensor.movedim),
+    *(torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.moveaxis, Tensor.moveaxis),
+    *(torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims, torch.t, Tensor.t, ops.Permute),
+    *((getattr, "T"), (getattr, "mT"), operator.getitem, torch.narrow, Tensor.narrow, torch.select, Tensor.select),
+    *(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind, torch.tensor_split),
+    *(Tensor.expand, torch.broadcast_to, Tensor.broadcast_to, Tensor.contiguous, Tensor.unfold),
+    *(torch.diagonal, Tensor.diagonal, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
+    *(Tensor.cpu, Tensor.cuda),
+    *AS,
+]
+COPIES: list[Operation] = [
+    *(torch.clone, Tensor.clone, torch.flip, Tensor.flip, torch.roll, Tensor.roll, torch.rot90, Tensor.rot90),
+    *(Tensor.repeat, torch.tile, Tensor.tile, torch.repeat_interleave, Tensor.repeat_interleave),
+    *(torch.index_select, Tensor.index_select, torch.gather, Tensor.gather, torch.take_along_dim),
+    *(F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.CircularPad1d, nn.CircularPad2d),
+    *(nn.CircularPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle, F.pixel_unshuffle, nn.ChannelShuffle, F.channel_shuffle),
+    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.grid_sample, F.fold, F.unfold),
+    *(nn.Fold, nn.Unfold, torch.tril, Tensor.tril, torch.triu, Tensor.triu, swin_transformer._patch_merging_pad),
+]
+QUOTIENTS: list[Operation] = [
+    *(operator.truediv, torch.div, Tensor.div, torch.true_divide, torch.divide),
+    *(operator.neg, torch.neg, Tensor.neg, torch.masked_fill, Tensor.masked_fill),
+]
+SUMS: list[Operation] = [
+    *(operator.add, torch.add, Tensor.add, operator.sub, torch.sub, Tensor.sub, torch.subtract, torch.rsub),
+    *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack),
+]
+PRODUCTS: list[Operation] = [
+    *(operator.mul, torch.mul, Tensor.mul, torch.multiply, operator.matmul, torch.matmul, Tensor.matmul),
+    *(torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.einsum, torch.mv, Tensor.mv, torch.dot, torch.tensordot),
+]
+SHAPES: list[Operation] = [
+    *((getattr, "shape"), (getattr, "ndim"), (getattr, "dtype"), (getattr, "device")),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_tensor),
+    *(torch.zeros_like, torch.ones_like, torch.full_like),
+]

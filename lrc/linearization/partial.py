@@ -1,0 +1,77 @@
+"""Which part of a network stays non-linear."""
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import fx, nn
+
+from lrc.errors import InputError
+from lrc.linearization.surgery import Surgery
+from lrc.linearization.tracing import PREFIX
+
+__all__ = ["check_names", "kept_nodes"]
+
+
+def check_names(model: nn.Module, names: Collection[Any]) -> None:
+    """Of the names those that are strings must be modules of the network.
+
+    Raises:
+        InputError: one that is not, with those that look like it.
+    """
+    paths = [path for path, _ in model.named_modules()]
+    for name in (name for name in names if isinstance(name, str)):
+        if name not in paths:
+            near = get_close_matches(name, paths, cutoff=0.5) or [path for path in paths if path][:5]
+            message = f"{type(model).__name__} has no module {name!r}: did you mean {' or '.join(map(repr, near))}?"
+            raise InputError(message)
+
+
+def kept_nodes(surgery: Surgery, keep: Sequence[Any], start: str | None, stop: str | None) -> set[fx.Node]:
+    """The nodes that linearization leaves alone.
+
+    Args:
+        surgery: of the traced network.
+        keep: paths of modules and operations.
+        start, stop: paths of modules: what runs before the one or after the other is kept.
+
+    Raises:
+        InputError: a module or an operation that the network does not run, or nothing left between start and stop.
+    """
+    nodes = list(surgery.graph.nodes)
+    operations = {surgery.operation(node) for node in nodes if node.op.startswith("call")}
+    for operation in keep:
+        if not isinstance(operation, str) and operation not in operations:
+            known = sorted({getattr(o, "__name__", str(o)) for o in operations if surgery.rules.get(o) is not None})
+            name = getattr(operation, "__name__", operation)
+            raise InputError(f"keep: the network does not call {name}; it calls {', '.join(known)}")
+    low = 0 if start is None else min(_run_by(nodes, start))
+    high = len(nodes) if stop is None else max(_run_by(nodes, stop)) + 1
+    if low >= high:
+        raise InputError(f"nothing to linearize: {start!r} runs after {stop!r}")
+    paths = [name for name in keep if isinstance(name, str)]
+    return {
+        node
+        for i, node in enumerate(nodes)
+        if node.op.startswith("call")
+        and (
+            not low <= i < high
+            or surgery.operation(node) in [operation for operation in keep if not isinstance(operation, str)]
+            or any(_inside(node, path) for path in paths)
+        )
+    }
+
+
+def _run_by(nodes: Sequence[fx.Node], path: str) -> list[int]:
+    """The places of the nodes that a module runs."""
+    places = [i for i, node in enumerate(nodes) if _inside(node, path)]
+    if not places:
+        raise InputError(f"{path!r} is not run in eval mode, or runs inside a module that is taken as a whole")
+    return places
+
+
+def _inside(node: fx.Node, path: str) -> bool:
+    """Whether the module at the path runs the node."""
+    paths = [inner for inner, _ in node.meta.get("nn_module_stack", {}).values()]
+    paths = [f"{inner}." for inner in (*paths, *([str(node.target)] if node.op == "call_module" else []))]
+    return any(inner.startswith(f"{PREFIX}{path}.".replace("..", ".")) for inner in paths)

@@ -1,0 +1,155 @@
+"""Every classification builder of torchvision, shrunk: an affine network, whose W is its Jacobian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import architectures
+import pytest
+import torch
+from linearizing import assert_close, images, lively, slim
+from torch import nn
+from torchvision import models
+
+from lrc.linearization import linear_map, linearize, superposition_error
+
+NAMES = models.list_models(models)
+
+
+def narrow(width: int, divisor: int) -> int:
+    """Widths of a network with inverted bottlenecks, in multiples of 8."""
+    return max(8, width // divisor // 8 * 8)
+
+
+def shrink_convnext(build: Callable, settings: list, *args: Any, **options: Any) -> nn.Module:
+    for s in settings:
+        s.input_channels, s.num_layers = s.input_channels // 12, min(s.num_layers, 2)
+        s.out_channels = s.out_channels and s.out_channels // 12
+    return build(settings, *args, **options)
+
+
+def shrink_densenet(build: Callable, growth: int, blocks: tuple, width: int, *args: Any, **options: Any) -> nn.Module:
+    return build(growth // 8, tuple(min(n, 3) for n in blocks), width // 8, *args, **options)
+
+
+def shrink_efficientnet(build: Callable, settings: list, *args: Any, **options: Any) -> nn.Module:
+    for s in settings:
+        s.input_channels, s.out_channels = narrow(s.input_channels, 4), narrow(s.out_channels, 4)
+        s.num_layers = min(s.num_layers, 2)
+    return build(settings, *args, **options)
+
+
+def shrink_maxvit(build: Callable, **options: Any) -> nn.Module:
+    sizes = {"stem_channels": 8, "block_channels": [8, 16], "block_layers": [1, 2], "head_dim": 4}
+    return build(**options | sizes | {"partition_size": 2, "input_size": (32, 32)})
+
+
+def shrink_regnet(build: Callable, params: Any, *args: Any, **options: Any) -> nn.Module:
+    params.widths, params.depths = [w // 8 for w in params.widths], [min(d, 2) for d in params.depths]
+    params.group_widths = [max(1, g // 8) for g in params.group_widths]
+    return build(params, *args, **options)
+
+
+def shrink_resnet(build: Callable, block: type, layers: list, *args: Any, **options: Any) -> nn.Module:
+    return build(block, [2, 1, 1, 1], *args, **options)
+
+
+def shrink_swin(build: Callable, embed_dim: int, depths: list, **options: Any) -> nn.Module:
+    return build(embed_dim=embed_dim // 8, depths=[min(d, 2) for d in depths], **options)
+
+
+def shrink_mnasnet(build: Callable, alpha: float, *args: Any, **options: Any) -> nn.Module:
+    return build(alpha / 4, *args, **options)
+
+
+def shrink_vgg(build: Callable, layers: str, batch_norm: bool, *args: Any, **options: Any) -> nn.Module:
+    model = slim(build(layers, batch_norm, *args, **options))
+    widths = [width if width == "M" else width // 8 for width in models.vgg.cfgs[layers]]
+    model.features, model.classifier[0] = models.vgg.make_layers(widths, batch_norm), nn.Linear(64 * 49, 8)
+    return model
+
+
+def shrink_vit(build: Callable, hidden_dim: int, mlp_dim: int, patch_size: int, **options: Any) -> nn.Module:
+    sizes = {"hidden_dim": hidden_dim // 16, "mlp_dim": mlp_dim // 16, "num_layers": 2, "image_size": 2 * patch_size}
+    return build(patch_size=patch_size, **options | sizes)
+
+
+SHRUNK = {
+    "convnext": (models.convnext, "_convnext", shrink_convnext),
+    "densenet": (models.densenet, "_densenet", shrink_densenet),
+    "efficientnet": (models.efficientnet, "_efficientnet", shrink_efficientnet),
+    "mnasnet": (models.mnasnet, "_mnasnet", shrink_mnasnet),
+    "vgg": (models.vgg, "_vgg", shrink_vgg),
+    "maxvit": (models.maxvit, "_maxvit", shrink_maxvit),
+    "regnet": (models.regnet, "_regnet", shrink_regnet),
+    "resn": (models.resnet, "_resnet", shrink_resnet),
+    "wide_resnet": (models.resnet, "_resnet", shrink_resnet),
+    "swin": (models.swin_transformer, "_swin_transformer", shrink_swin),
+    "vit": (models.vision_transformer, "_vision_transformer", shrink_vit),
+}
+"""By how the names begin: the function that builders of a family call, and what stands before it here."""
+
+SIZES = {"alexnet": 63, "inception": 75, "swin": 64, "vit_b_32": 64, "vit_l_32": 64, "vit_h_14": 28}
+
+
+def small(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    for begin, (module, function, shrink) in SHRUNK.items():
+        if name.startswith(begin):
+            build = getattr(module, function)
+            monkeypatch.setattr(module, function, lambda *a, s=shrink, b=build, **o: s(b, *a, **o))
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("cpu" if name.startswith(("maxvit", "regnet", "swin")) else "meta"):
+        model = models.get_model(name, num_classes=5, **options)
+        model = slim(model) if name == "alexnet" else model
+    return lively(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builders_of_torchvision(name, monkeypatch):
+    model = small(name, monkeypatch)
+    size = next((size for begin, size in SIZES.items() if name.startswith(begin)), 32)
+    linear = linearize(model, batchnorm="fold")
+    assert superposition_error(linear, (3, size, size)) <= 1e-8
+    jacobian = torch.autograd.functional.jacobian(lambda x: linear(x)[0, :3], images(1, 3, size, size))
+    assert jacobian.abs().amax((1, 2, 3, 4)).min() > 0
+    assert_close(linear_map(model, (3, size, size), batchnorm="fold")[:3], jacobian[:, 0])
+
+
+def test_there_are_eighty_builders():
+    assert len(NAMES) == 80
+
+
+def test_the_network_itself_is_not_affine(monkeypatch):
+    assert superposition_error(small("vit_b_16", monkeypatch).eval(), (3, 32, 32)) > 0.01
+
+
+# --- the table of the book -------------------------------------------------------------------------------------------
+
+
+def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(architectures, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(architectures, "DONE", tmp_path / "build" / "done.json")
+    monkeypatch.setattr(architectures, "build", lambda name: small(name, monkeypatch).eval().requires_grad_(False))
+    monkeypatch.setattr(architectures, "image_size", lambda name: 32)
+    monkeypatch.setattr(architectures, "CLASSES", [0, 3, 4])
+    for name in ("squeezenet1_1", "mobilenet_v3_small"):
+        monkeypatch.setattr("sys.argv", ["architectures.py", name])
+        architectures.main()
+    monkeypatch.setattr(architectures, "measure", lambda name: pytest.fail("measured twice"))
+    architectures.main()
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith(("| squeeze", "| mobile"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| mobilenet_v3_small", "| squeezenet1_1"]
+    assert "34 batch norm, 9 gate, 33 activation, 1 dropout" in rows[0] and f"torch {torch.__version__[:4]}" in page
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_the_size_of_the_images():
+    expected = {"efficientnet_b7": 600, "vit_h_14": 224, "swin_v2_t": 256, "resnet18": 224, "inception_v3": 299}
+    assert {name: architectures.image_size(name) for name in expected} == expected
+
+
+def test_the_page_of_the_book_holds():
+    text = architectures.PAGE.read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert sorted(row[1].strip() for row in rows if not row[1].startswith(" ---")) == sorted(NAMES)
+    assert all(float(row[6]) <= 1e-8 and float(row[7]) <= 1e-8 for row in rows if not row[1].startswith(" ---"))
