@@ -51,5 +51,5 @@ def test_normalization_is_inside():
 
 
 def test_unknown_network_lists_those_there_are():
-    with pytest.raises(InputError, match="resnet18, resnet8, vgg6"):
-        models.build("alexnet")
+    with pytest.raises(InputError, match="resnet18, resnet8, vgg6, alexnet, densenet12"):
+        models.build("googlenet")
