@@ -23,6 +23,7 @@ def matrix(
     *,
     groups: Sequence[Sequence[int]] | None = None,
     title: str = "",
+    label: str = "correlation of class rows",
     ax: Axes | None = None,
 ) -> Axes:
     """C as a coloured matrix on the scale -1 to 1, its classes reordered and framed by `groups` where given."""
@@ -37,7 +38,7 @@ def matrix(
         corner, size = first - 0.5, len(group)
         ax.add_patch(Rectangle((corner, corner), size, size, fill=False, edgecolor="black", lw=1.5))
         first += size
-    ax.figure.colorbar(shown, ax=ax, fraction=0.046, label="correlation of class rows")
+    ax.figure.colorbar(shown, ax=ax, fraction=0.046, label=label)
     ax.set_title(title)
     return ax
 
