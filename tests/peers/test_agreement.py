@@ -18,6 +18,7 @@ from lrc.attacks.autoattack import standard
 torchattacks = pytest.importorskip("torchattacks")
 foolbox = pytest.importorskip("foolbox")
 pyautoattack = pytest.importorskip("pyautoattack")
+pytest.importorskip("pyautoattack.square")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of the other packages
@@ -90,8 +91,18 @@ def test_pgd_gives_the_verdicts_of_torchattacks_and_foolbox(name):
         ("fab-t", "l2", 1.0),
     ],
 )
-def test_parts_of_autoattack_agree_with_pyautoattack(name, part, norm, points):
-    """Robust accuracy under one part at the standard budget, within so many points."""
+def test_parts_of_autoattack_agree_with_pyautoattack(name, part, norm, points, monkeypatch):
+    """Robust accuracy under one part at the standard budget, within so many points.
+
+    Squares of pyautoattack never reach the last row and column, against algorithm 2 of the paper; here they may. As it
+    is, it leaves the robust network 1.4 points more of 500 images than ours does (40.4 % against 39.0 %).
+    """
+    short = pyautoattack.square.SquareAttack.random_int
+    monkeypatch.setattr(
+        pyautoattack.square.SquareAttack,
+        "random_int",
+        lambda self, low, high, shape=(1,): short(self, low, high + 1, shape),
+    )
     model, (x, y) = lrc.zoo.load(name), images(500)
     attack = partial(standard(norm)[part], model, eps=NORMS[norm][1], generator=Generator().manual_seed(0))
     ours = right(model, batched(attack, x, y), y)
