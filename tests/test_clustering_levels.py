@@ -222,5 +222,11 @@ def test_holm_by_its_procedure(seed):
         assert [q <= alpha for q in corrected] == rejected_step_by_step(p, alpha)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, -0.1, 1.5])
+def test_holm_takes_probabilities_alone(wrong):
+    with pytest.raises(lrc.InputError, match=rf"p values must be in \[0, 1\], not {wrong}"):
+        holm([0.01, wrong, 0.03])
+
+
 def test_holm_of_one_of_equal_and_of_none():
     assert holm([0.3]) == [0.3] and holm([0.5, 0.5]) == [1.0, 1.0] and holm([]) == []

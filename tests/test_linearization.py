@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from linearizing import Net, apply, assert_close, images, lively, slim
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 import lrc
 from lrc.linearization import RULES, affine_map, linear_map, linearize
@@ -237,7 +239,27 @@ def after_in_place_relu(m: Net, x: Tensor) -> Tensor:
     return x
 
 
+def filled(m: Net, x: Tensor) -> Tensor:
+    threes, zeros, means = torch.zeros_like(x), torch.ones_like(x), torch.empty_like(x)
+    threes.fill_(3)
+    zeros.zero_()
+    means.fill_(value=x.mean())
+    return x * threes + zeros + means
+
+
+def on_constants(m: Net, x: Tensor) -> Tensor:
+    mask, weight, made = torch.ones_like(x), m.c.weight * 1, torch.ones(4)
+    mask.mul_(2).triu_()
+    weight *= 3
+    made.add_(x.new_ones(4))  # of a tensor that is none of the stand-ins, used twice
+    F.relu_(weight)
+    return x * mask * weight[0, 0] + made + x.new_zeros(4).masked_fill_(torch.tensor([True, False] * 2), 5) - made
+
+
 ARITHMETIC = {
+    "filled in place": (Net(filled), lambda x: 3 * x + x.mean()),
+    "constants changed in place": (Net(on_constants, c=nn.Linear(1, 1)), None),
+    "in place on what nothing uses later": (Net(lambda m, x: [torch.empty_like(x).copy_(x.exp()), 2 * x][1]), None),
     "in place on the result of an activation": (Net(iadd), lambda x: x + (x + 1)),
     "in place on a tensor of two names": (Net(iadd_alias), lambda x: 2 * (2 * x + 1)),
     "in place without using the result": (Net(statement), lambda x: 3 * (2 * x + 1)),
@@ -335,6 +357,19 @@ REFUSED = {
     "dilation": (nn.MaxPool1d(2, dilation=2), r"dilation"),
     "indices": (Net(lambda m, x: F.max_pool1d(x, 2, return_indices=True)[0]), r"indices"),
     "adaptive indices": (Net(lambda m, x: F.adaptive_max_pool1d(x, 2, return_indices=True)[0]), r"indices"),
+    "in place on dropout, which is its input": (
+        Net(lambda m, x: [x := x * 2, y := F.dropout(x, 0.5, m.training), operator.iadd(y, 1), x + y][3]),
+        r"'iadd' \(iadd\): it changes in place what is used later",
+    ),
+    "in place without another form": (
+        Net(lambda m, x: [y := torch.empty_like(x), y.copy_(x), y][2]),
+        r"\(copy_\): it changes in place a tensor, and has no form that does not",
+    ),
+    "rounded quotient": (Net(lambda m, x: torch.div(x, 2, rounding_mode="floor")), r"'div' .*a rounded quotient"),
+    "product, and no rule for all products": (
+        Net(lambda m, x: x * m.fc(x), fc=nn.Linear(4, 4)),
+        r"make it a module of its own and give that a rule, or keep it non-linear: keep=\(mul,\)",
+    ),
     "in place under two names": (Net(lambda m, x: [y := x.view(-1), y.add_(1), x][2]), r"'add_'.*through a view"),
     "branch on values": (Net(lambda m, x: x if x.sum() > 0 else -x), r"cannot trace Net \(.*control flow"),
     "constant": (Net(lambda m, x: torch.ones(2, 3)), r"does not depend on its input"),
@@ -464,6 +499,15 @@ def test_weights_that_are_computed():
     new.train()
     assert_close(linear_map(new, (3, 8, 8)), linear_map(plain, (3, 8, 8)))
     assert all(m.training for m in new.modules())
+
+
+def test_pruned_weights_are_those_of_the_state_that_was_loaded():
+    pruned, loaded = (lively(nn.Sequential(nn.Flatten(), nn.Linear(48, 5))) for _ in range(2))
+    prune.l1_unstructured(pruned[1], "weight", 0.5)
+    prune.identity(loaded[1], "weight")
+    loaded.load_state_dict(pruned.state_dict())  # the attribute `weight` is made when the module runs
+    assert_close(linear_map(loaded, (3, 4, 4)).flatten(1), pruned[1].weight.detach())
+    assert (pruned[1].weight == 0).sum() == 120
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

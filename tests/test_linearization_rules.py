@@ -73,6 +73,16 @@ GATED = {
     "linear unit": (lambda m, x: F.glu(torch.cat([m.a(x), m.b(x)], 1), 1), lambda a, b: a),
     "linear unit with a name": (lambda m, x: F.glu(torch.cat([m.a(x), m.b(x)], 1), dim=1), lambda a, b: a),
     "linear unit as a module": (lambda m, x: m.unit(torch.cat([m.a(x), m.b(x)], 1)), lambda a, b: a),
+    "hard swish by hardtanh": (lambda m, x: x * F.hardtanh(x + 3, 0.0, max_val=6.0) / 6, lambda a, b: a),
+    "hard swish by a module of hardtanh": (lambda m, x: m.a(x) * (m.tanh(m.a(x) + 3.0) / 6), lambda a, b: a),
+    "SwiGLU": (lambda m, x: F.silu(m.b(x)) * m.a(x), lambda a, b: a),
+    "GEGLU": (lambda m, x: m.a(x) * m.gelu(m.b(x)).flip(2), lambda a, b: a),
+    "gate surer than an activation": (lambda m, x: F.silu(m.a(x)) * m.b(x).tanh(), lambda a, b: a),
+    "gate expanded to an image": (
+        lambda m, x: m.a(x) * m.b(x).mean((2, 3), True).sigmoid().expand_as(x),
+        lambda a, b: a,
+    ),
+    "gate of the type of an image": (lambda m, x: m.b(x).sigmoid().type_as(other=x) * m.a(x), lambda a, b: a),
     "masked gate": (lambda m, x: m.a(x) * F.dropout(m.b(x).sigmoid(), 0.1).flip(1), lambda a, b: a),
     "selective kernels": (
         lambda m, x: (torch.stack([m.a(x), m.b(x)], 1) * torch.stack([m.b(x), m.a(x)], 1).softmax(1)).sum(1),
@@ -84,12 +94,15 @@ GATED = {
     ),
 }
 
+OF_ITSELF = ("swish", "hard swish", "hard swish by hardtanh", "GELU by erf", "GELU by tanh")
+
 
 @pytest.mark.parametrize("name", GATED)
 def test_products_with_gates(name):
     function, expected = GATED[name]
     parts = {"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 1), "unit": nn.GLU(1), "six": nn.ReLU6(True)}
-    if "m.a" not in inspect.getsource(function) or name in ("swish", "hard swish", "GELU by erf", "GELU by tanh"):
+    parts |= {"tanh": nn.Hardtanh(0, 6), "gelu": nn.GELU()}
+    if "m.a" not in inspect.getsource(function) or name in OF_ITSELF:
         parts |= {"a": nn.Identity()}
     model, x = lively(Net(function, **parts)), images(2, 3, 5, 5) - 0.5
     linear = linearize(model, verify=(3, 5, 5))
@@ -104,6 +117,21 @@ def test_means_of_other_gates():
     assert_close(linearize(highway, gates=seen)(x), mean * highway.a(x) + (1 - mean) * x)
     unit = lively(Net(lambda m, x: F.glu(torch.cat([m.a(x), m.b(x)], -1)), **parts))
     assert_close(linearize(unit, gates=seen)(x), unit.a(x) * unit.b(seen).sigmoid().mean(0))
+    swiglu = lively(Net(lambda m, x: F.silu(m.a(x)) * m.b(x), **parts))
+    assert_close(linearize(swiglu, gates=seen)(x), F.silu(swiglu.a(seen)).mean(0) * swiglu.b(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((0, 3, 8, 8), "gates: there are no images"),
+        ((2, 5, 8, 8), r"gates: .* not take images of shape \(5, 8, 8\) \("),
+    ],
+)
+def test_gates_over_no_images_or_images_of_another_shape(shape, message):
+    with pytest.raises(lrc.InputError, match=message) as caught:
+        linearize(lively(Net(squeezed, **SQUEEZE)), gates=images(*shape))
+    assert "\n" not in str(caught.value)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -169,6 +197,19 @@ def masked_by_choice(m: Net, x: Tensor) -> Tensor:
     return F.softmax(torch.where(m.mask, -1e9, q @ k.transpose(1, 2)), dim=-1) @ v
 
 
+def masked_in_place(m: Net, x: Tensor) -> Tensor:
+    q, k, v = m.qkv(x).chunk(3, -1)
+    mask = x.new_full((5, 5), float("-inf"))
+    mask.triu_(1)
+    return F.softmax((q @ k.transpose(1, 2) + mask).double(), dim=-1).type_as(q) @ v
+
+
+def masked_cosines(m: Net, x: Tensor) -> Tensor:
+    q, k, v = m.qkv(x).chunk(3, -1)
+    scores = (q @ k.transpose(1, 2)).masked_fill(m.mask, float("-inf")) / q.norm(dim=-1, keepdim=True)
+    return torch.softmax(m.qkv(x)[..., :1].exp() * scores.div(F.softplus(m.qkv(x)[..., :1])), -1) @ v
+
+
 def causal(m: Net, x: Tensor) -> Tensor:
     q, k, v = m.qkv(x).chunk(3, -1)
     return F.scaled_dot_product_attention(q, k, v, None, 0.5, is_causal=True)  # with dropout
@@ -179,7 +220,10 @@ def function_with_mask(m: Net, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(value=v, key=k, query=q, attn_mask=~m.mask, dropout_p=0.5)
 
 
-@pytest.mark.parametrize("function", [masked, masked_by_sum, masked_by_choice, causal, function_with_mask])
+MASKED = [masked, masked_by_sum, masked_by_choice, masked_in_place, masked_cosines, causal, function_with_mask]
+
+
+@pytest.mark.parametrize("function", MASKED)
 def test_masked_attention_mixes_what_the_mask_allows(function, monkeypatch):
     model, x = transformer(function), images(2, 5, 4)
     mask = torch.ones(5, 5).triu(1).bool()
@@ -188,7 +232,9 @@ def test_masked_attention_mixes_what_the_mask_allows(function, monkeypatch):
         monkeypatch.setattr(torch, "finfo", lambda _: torch.iinfo(torch.int32))
     v = values(model, x)
     expected = torch.stack([v[:, : i + 1].mean(1) for i in range(5)], 1)
-    assert_close(linearize(model, verify=(5, 4))(x), expected)
+    linear = linearize(model, verify=(5, 4))
+    assert_close(linear(x), expected)
+    assert_close(linear(0 * x)[:, :1], values(model, 0 * x)[:, :1])  # a quotient of zeros must not get into the bias
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -359,6 +405,71 @@ def test_what_is_kept_changes_nothing_in_place():
     assert_close(linearize(function, keep=(F.relu,))(x), expected)
 
 
+def relu_of_a_slice(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.conv(x)
+    m.act(x[:, :2])
+    return m.head(x * m.conv(x).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("act", "operation"),
+    [
+        (nn.ReLU(True), nn.ReLU),
+        (Net(lambda m, x: x.relu_()), Tensor.relu),
+        (Net(lambda m, x: F.relu(x, True)), F.relu),
+    ],
+)
+def test_in_place_activation_of_a_slice(act, operation):
+    model = lively(Net(relu_of_a_slice, conv=nn.Conv2d(3, 3, 1), act=act, head=nn.Conv2d(3, 2, 1)))
+    x = images(2, 3, 4, 4)
+    assert_close(linearize(model)(x), model.head(model.conv(x)))
+    for options in ({"keep": [operation]}, {"start": "head"}, {"gates": x}):
+        with pytest.raises(lrc.InputError, match="it changes in place what is used later through a view: make"):
+            linearize(model, **options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_kept_whole_changes_in_place_what_it_did_in_the_network(shared):
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x)
+        return x + m.branch((x if shared else m.norm(x)).flatten(2).unflatten(2, (4, 4)))
+
+    branch = nn.Sequential(nn.ReLU(True), nn.Conv2d(3, 3, 1))
+    model = lively(Net(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), branch=branch)).eval()
+    x = images(2, 3, 4, 4) - 0.5
+    z = model.conv(x)
+    linear = linearize(model, keep="branch")
+    assert_close(linear(x), (z.relu() if shared else z) + branch[1](z.relu()))
+    assert_close(linearize(linear, keep="branch")(x), linear(x), 1e-15)
+    before = x.clone()
+    linearize(nn.Sequential(branch), keep="0")(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("forward", "operation"),
+    [
+        (lambda m, x: [x := x * 2, x.relu_(), x][-1], Tensor.relu_),
+        (lambda m, x: [x := x * 2, x.relu_(), x][-1], Tensor.relu),
+        (lambda m, x: F.relu_(x * 2), F.relu_),
+        (lambda m, x: m.act(x * 2), nn.ReLU),
+    ],
+)
+def test_an_operation_is_kept_in_place_or_not_and_without_a_tuple(forward, operation):
+    x = images(2, 3) - 0.5
+    model = Net(forward, act=nn.ReLU(True))
+    for keep in (operation, [operation]):
+        assert torch.equal(linearize(model, keep=keep)(x), 2 * x.relu())
+
+
+def test_a_module_of_two_names_is_kept_by_either():
+    block = nn.Sequential(nn.ReLU())
+    model, x = Net(lambda m, x: m.second(m.first(x) - 0.5), first=block, second=block), images(2, 3) - 0.5
+    for keep in ("first", "second", "second.0"):
+        assert torch.equal(linearize(model, keep=keep)(x), model(x))
+    assert torch.equal(linearize(model, start="second")(x), x - 0.5)
+
+
 def test_a_kept_module_need_not_be_traced():
     class Branch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -386,11 +497,25 @@ def test_parts_that_do_not_exist(options, message):
         linearize(network(), **options)
 
 
-def test_a_module_that_does_not_run():
+@pytest.mark.parametrize("option", ["start", "keep"])
+def test_a_module_that_does_not_run(option):
     model = Net(lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(4, 2), unused=nn.ReLU())
     for name in ("unused", "a.out_proj"):
         with pytest.raises(lrc.InputError, match=f"'{name}' is not run in eval mode, or runs inside"):
-            linearize(model, start=name)
+            linearize(model, **{option: name})
+    with pytest.raises(lrc.InputError, match=r"'1\.fc' is not run"):
+        linearize(nn.Sequential(nn.ReLU(), Net(lambda m, x: m.fc(x), **LINEAR)), rules={Net: "identity"}, keep="1.fc")
+
+
+@pytest.mark.parametrize("options", [{"start": 2}, {"stop": 2}, {"keep": nn.ReLU()}])
+def test_paths_that_are_none(options):
+    with pytest.raises(lrc.InputError, match="is no path of a module: give one"):
+        inspect.unwrap(linearize)(nn.Sequential(nn.ReLU()), **options)
+
+
+def test_what_spreads_a_network_over_devices():
+    with pytest.raises(lrc.InputError, match=r"DataParallel .* give that network, model\.module"):
+        linearize(nn.DataParallel(nn.ReLU()))
 
 
 # --- rules of one's own, and their verification ----------------------------------------------------------------------
@@ -447,6 +572,13 @@ def test_rules_for_functions():
     assert torch.equal(pooled(x), F.avg_pool1d(x, 4))
 
 
+def test_a_rule_for_a_function_that_the_tracer_does_not_see():
+    model = Net(lambda m, x: m.cube(x))
+    model.cube = cube
+    with pytest.raises(lrc.InputError, match="rules: no call of cube was seen: .* global name of its file"):
+        linearize(model, rules={cube: "identity"})
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -492,6 +624,11 @@ FORMS = {
     "in place by name": (lambda m, x: [y := x - 1, F.elu(y, inplace=True), y][2], lambda x: x - 1),
     "shape of another": (lambda m, x: x.mean(1, True).expand_as(x.exp()), lambda x: x.mean(1, True).expand_as(x)),
     "view of another": (lambda m, x: x.flatten(1).view_as(x * x), lambda x: x),
+    "view of another with a name": (lambda m, x: x.flatten(1).view_as(other=x * x), lambda x: x),
+    "names in any order": (
+        lambda m, x: F.relu(inplace=False, input=torch.flatten(start_dim=1, input=x)),
+        lambda x: x.flatten(1),
+    ),
     "ellipsis": (lambda m, x: x[..., ::2], lambda x: x[..., ::2]),
     "padding": (lambda m, x: F.pad(x, (1, 1), value=2.0), lambda x: F.pad(x, (1, 1), value=2.0)),
     "choice": (lambda m, x: torch.where(torch.tensor([True, False, True, True]), x, -x), None),
@@ -545,6 +682,10 @@ IMPOSSIBLE = {
 }
 
 
+WITH_RULE = ("product", "argmax", "norm of the features")
+"""A rule for these would be one for all products, indices and quotients."""
+
+
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_what_cannot_be_linearized_says_where_it_is_and_the_ways_past_it(name):
     part, message = IMPOSSIBLE[name]
@@ -552,7 +693,9 @@ def test_what_cannot_be_linearized_says_where_it_is_and_the_ways_past_it(name):
     with pytest.raises(lrc.InputError, match=message) as caught:
         linearize(model)
     kind, path = ("LSTM", "1.lstm") if name == "recurrence" else (type(part).__name__, "1")
-    assert f'rules={{{kind}: "identity"}}' in str(caught.value) and f'keep=("{path}",)' in str(caught.value)
+    rule = "make it a module of its own and give that a rule" if name in WITH_RULE else f'rules={{{kind}: "identity"}}'
+    assert rule in str(caught.value)
+    assert f'keep=("{path}",)' in str(caught.value)
     assert "\n" not in str(caught.value)
     assert_close(linearize(model, keep=("1",))(x), model[3](part(model[0](x))), 1e-14)
     assert_close(linearize(model, rules={type(part): "identity"}, verify=(4,))(x), model[3](model[0](x)), 1e-14)

@@ -1,21 +1,25 @@
-"""linear_map to a file, in chunks and with a bar; local maps and their alignment: brute force and closed forms."""
+"""Maps to a file, in chunks, with a bar; local maps, alignment, superposition: brute force and closed forms."""
 
 import copy
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils import prune
 
 import lrc
-from lrc.linearization import affine_map, alignment, linear_map, local_map, maps, mean_local_map
+from lrc.linearization import affine_map, alignment, linear_map, local_map, maps, mean_local_map, superposition_error
 
 SHAPE = (3, 8, 8)
 
@@ -335,3 +339,225 @@ def test_alignment_of_rows_without_a_direction():
     alignment(local, W, centre=True)
     with pytest.raises(lrc.InputError, match="class 0 in W.* equals the mean row"):
         alignment(local[:2], torch.full((4, 10), 0.1, dtype=torch.float64), centre=True)
+
+
+# --- networks and shapes that are not the usual ones -----------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """A network by its forward, a function of it and the images; with fixed weights, in float64."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], object], **modules: nn.Module) -> None:
+        super().__init__()
+        self.written = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+        g = Generator().manual_seed(0)
+        for p in self.double().parameters():
+            p.data.normal_(0, 0.1, generator=g)
+
+    def forward(self, x: Tensor) -> object:
+        return self.written(self, x)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of annotations meanwhile, as for users: what the functions themselves say to bad arguments."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def test_a_view_of_feature_maps():
+    model = Written(
+        lambda m, x: m.fc(m.pool(torch.relu(m.conv(x))).view(-1, 24)),
+        conv=nn.Conv2d(3, 6, 5),
+        pool=nn.MaxPool2d(2),
+        fc=nn.Linear(24, 5),
+    )
+    W, b = affine_map(model, SHAPE)
+    torch.testing.assert_close(W, brute_force(lrc.linearize(model), images(1))[0], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(b, lrc.linearize(model)(images(1) * 0)[0].detach())
+    x = images(3)
+    expected = brute_force(model, x)
+    torch.testing.assert_close(local_map(model, x), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(local_map(model, x.to(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(mean_local_map(model, x, batch_size=2), expected.mean(0))
+
+
+@pytest.mark.parametrize("begin", [F.relu_, lambda x: x.sub_(x.mean().detach())])
+def test_a_network_that_begins_in_place(begin):
+    model = Written(lambda m, x: m.fc(begin(x).flatten(1)), fc=nn.Linear(192, 5))
+    x = images(2) - 0.5
+    before, weight = x.clone(), model.fc.weight.detach().view(5, *SHAPE)
+    expected = weight * (x > 0)[:, None] if begin is F.relu_ else weight.expand(2, *weight.shape)
+    torch.testing.assert_close(local_map(model, x), expected, rtol=1e-10, atol=1e-14)
+    assert torch.equal(x, before)
+    if begin is F.relu_:
+        torch.testing.assert_close(linear_map(model, SHAPE), weight)
+        assert superposition_error(model, SHAPE) > 0.01
+
+
+def unpacking(model: nn.Module, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return model.fc(x.reshape(n, c * h * w))
+
+
+WRONG = [
+    (lambda m, x: m.fc(x[:, 2].flatten(1)), (1, 8, 8), "index 2 is out of bounds"),
+    (lambda m, x: m.fc(x.flatten(4)), (3, 8), "Dimension out of range"),
+    (unpacking, (192,), ""),
+]
+
+
+@pytest.mark.parametrize("forward, shape, reason", WRONG, ids=["index", "flatten", "unpack"])
+def test_images_of_a_wrong_shape(forward, shape, reason, capfd):
+    model = Written(forward, fc=nn.Linear(192, 5))
+    x = images(2, *shape)
+    calls = [
+        lambda: linear_map(model, shape),
+        lambda: local_map(model, x),
+        lambda: mean_local_map(lrc.linearize(model), x),
+        lambda: superposition_error(model, shape),
+        lambda: superposition_error(lrc.linearize(model), shape),
+        lambda: lrc.linearize(model, verify=shape),
+    ]
+    for call in calls:
+        with pytest.raises(lrc.InputError, match=r"images? of shape \(.*\b.*: .*" + reason) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # where fx prints tracebacks of its own
+
+
+def test_networks_that_look_at_the_shape_themselves():
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3, "three channels, please"
+        return model.fc(x.flatten(1))
+
+    model = Written(forward, fc=nn.Linear(192, 5))
+    with pytest.raises(lrc.InputError, match=r"not take images of shape \(1, 8, 24\): three channels, please"):
+        local_map(model, images(2, 1, 8, 24))
+    with pytest.raises(lrc.InputError, match=r"not take images of shape \(1, 8, 24\): three channels, please"):
+        superposition_error(model, (1, 8, 24))
+
+
+def test_what_is_no_shape_of_an_image(unchecked):
+    model = network()
+    for shape in (8, (3, -8, 8), (3, 0, 8), (3, 8.0, 8), "388"):
+        for call in (linear_map, superposition_error, lambda m, shape: lrc.linearize(m, verify=shape)):
+            with pytest.raises(lrc.InputError, match="the shape of one image is a few positive integers") as caught:
+                call(model, shape)
+            assert repr(shape) in str(caught.value)
+    model.input_shape = 8
+    with pytest.raises(lrc.InputError, match="positive integers, as in .*, not 8"):
+        linear_map(model)
+
+
+def test_images_of_integers(unchecked):
+    x = torch.randint(0, 256, (2, *SHAPE), generator=Generator().manual_seed(0), dtype=torch.uint8)
+    for function in (local_map, mean_local_map):
+        with pytest.raises(lrc.InputError, match=r"images of torch\.uint8 .*x\.float\(\) / 255"):
+            function(network(), x)
+
+
+def test_alignment_of_other_shapes(unchecked):
+    W = normal(4, 2, 5)
+    for local in (normal(4, 2, 5), normal(1, 3, 2, 5), normal(1, 4, 5, 2), normal(1, 4, 10)):
+        with pytest.raises(
+            lrc.InputError, match=r"they have \(n, 4, 2, 5\), a mean one as mean_local_map\(\.\.\.\)\[N"
+        ):
+            alignment(local, W)
+    with pytest.raises(lrc.InputError, match=r"they have \(n, 4\)"):
+        alignment(normal(3, 4), normal(4))
+
+
+def test_a_map_that_is_not_finite(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 6, bias=False)).double()
+    model[1].weight.data[4] = 1e300
+    model[0].weight.data.fill_(1e300)
+    with pytest.raises(lrc.InputError, match="W is not finite: .* overflows in float64 or divides by zero"):
+        linear_map(model, (4,), chunk=2, out=tmp_path / "W.safetensors")
+    assert not list(tmp_path.iterdir())
+    model[1].weight.data[4] = float("nan")
+    with pytest.raises(lrc.InputError, match="W is not finite"):
+        linear_map(model, (4,))
+    model[1].weight.data[4] = 0
+    assert linear_map(model, (4,)).isfinite().all()
+
+
+# --- superposition ---------------------------------------------------------------------------------------------------
+
+
+def logits_in(collection: Callable[[Tensor], object]) -> nn.Module:
+    return Written(lambda m, x: collection(m.fc(x.flatten(1))), fc=nn.Linear(192, 5)).eval()
+
+
+@pytest.mark.parametrize(
+    "collection",
+    [
+        lambda z: {"logits": torch.tanh(z)},
+        lambda z: {"a": z, "b": [z, {"c": (torch.tanh(z),)}]},
+        lambda z: [z, torch.tanh(z), None],
+        lambda z: (z, (100 * torch.tanh(z)).long()),
+        lambda z: (z, float(z.square().sum())),
+    ],
+    ids=["mapping", "nested", "list", "integers", "number"],
+)
+def test_superposition_of_collections(collection):
+    assert superposition_error(logits_in(collection), SHAPE) > 0.01
+
+
+def test_superposition_of_what_is_affine():
+    model = logits_in(lambda z: {"z": z, "more": [2 * z, None, torch.arange(3), True, 1.5, z[:0], z + 1j * z]})
+    assert superposition_error(model, SHAPE) < 1e-12
+
+
+def test_superposition_of_unknown_types():
+    for value in ("text", {1, 2}, object()):
+        with pytest.raises(lrc.InputError, match=f"superposition of a {type(value).__name__} cannot be checked"):
+            superposition_error(logits_in(lambda z, value=value: (z, value)), SHAPE)
+
+
+@pytest.mark.parametrize("collection", [lambda z: (z, z / (z - z), z), lambda z: {"a": z / (z - z), "b": z.tanh()}])
+def test_superposition_does_not_lose_a_nan(collection):
+    assert math.isnan(superposition_error(logits_in(collection), SHAPE))
+
+
+def test_verify_looks_into_mappings_and_at_nan():
+    model = logits_in(lambda z: {"logits": torch.tanh(z)})
+    with pytest.raises(lrc.InputError, match="verify: node 'tanh' .* is not affine, superposition fails"):
+        lrc.linearize(model, rules={torch.tanh: "linear"}, verify=SHAPE)
+    lrc.linearize(model, verify=SHAPE)
+    infinite = Written(lambda m, x: (m.fc(x.flatten(1)), x * float("inf")), fc=nn.Linear(192, 5))
+    with pytest.raises(lrc.InputError, match="verify: node 'mul' .* is not finite at random images"):
+        lrc.linearize(infinite, verify=SHAPE)
+
+
+def old_norms() -> list[Callable[[nn.Module], nn.Module]]:
+    return [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("index", range(3), ids=["weight_norm", "spectral_norm", "prune"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_verify_of_weights_that_hooks_make(index, dtype):
+    normed = old_norms()[index]
+    model = nn.Sequential(normed(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), normed(nn.Linear(144, 5)))
+    x = images(2).to(dtype)
+    model.to(dtype)(x)  # after a forward in training the weights are no leaves of the graph
+    weight = model[3].weight
+    linear = lrc.linearize(model.eval(), verify=SHAPE)
+    assert model[3].weight is weight and weight.dtype == dtype and weight.requires_grad
+    z = model[3](model[2](model[0](x)))
+    torch.testing.assert_close(linear(x), z)
+    wrong = nn.Sequential(*model, nn.Tanh())
+    with pytest.raises(lrc.InputError, match="verify: node .* is not affine"):
+        lrc.linearize(wrong, rules={nn.Tanh: "linear"}, verify=SHAPE)
+
+
+def test_verify_of_what_cannot_be_copied():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    model[1].lock = threading.Lock()
+    with pytest.raises(lrc.InputError, match="verify: the network cannot be copied: .*lock"):
+        lrc.linearize(model, verify=SHAPE)

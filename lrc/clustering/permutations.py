@@ -102,10 +102,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     reject where the result is at most alpha errs anywhere with probability at most alpha, however the tests depend on
     each other.
 
+    Raises:
+        InputError: one that is no probability.
+
     >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
     """
     p = torch.tensor(p_values, dtype=torch.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise InputError(f"p values must be in [0, 1], not {[value for value in p_values if not 0 <= value <= 1][0]}")
     order = p.argsort()
     factors = torch.arange(len(p), 0, -1)
     corrected = torch.empty_like(p)

@@ -9,21 +9,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from lrc.errors import InputError
 from lrc.linearization import operations as ops
-from lrc.linearization.surgery import Operation, Surgery, first, refuse
+from lrc.linearization.inplace import copied
+from lrc.linearization.surgery import Operation, Surgery, first, others, refuse
 
 __all__ = ["equal_shares", "filled", "gate_means", "glu", "product", "softmax"]
 
 GATES: dict[Operation, tuple[int, float]] = {
-    **{operation: (1, 1.0) for operation in ops.SATURATING},
-    **{operation: (1, 6.0) for operation in (nn.ReLU6, F.relu6)},  # of x + 3 only: six times a hard sigmoid
-    **{operation: (2, 1.0) for operation in ops.SIGMOIDS},
-    **{operation: (3, 1.0) for operation in ops.SOFTMAX},
+    **{operation: (1, 1.0) for operation in ops.SELF_GATED},
+    **{operation: (2, 1.0) for operation in ops.SATURATING},
+    **{operation: (2, 6.0) for operation in (nn.ReLU6, F.relu6)},  # of x + 3 only: six times a hard sigmoid
+    **{operation: (3, 1.0) for operation in ops.SIGMOIDS},
+    **{operation: (4, 1.0) for operation in ops.SOFTMAX},
 }
 """What makes a factor a gate: how surely, and its value where it is open. Of `tanh(a) * sigmoid(b)`, b is the gate."""
 
 PASSING = frozenset(
-    (*ops.ARRANGEMENTS, *ops.COPIES, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT, torch.where, Tensor.where)
+    (
+        *(*ops.ARRANGEMENTS, *ops.COPIES, *ops.MASKS, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT),
+        *(torch.where, Tensor.where, copied),
+    )
 )
 """Operations between a gate and its product, or between scores and their softmax, that leave it what it is."""
 
@@ -36,7 +42,9 @@ def product(surgery: Surgery, node: fx.Node) -> None:
     the gate is open, or its mean over images (`gates`); what is done to it afterwards stays, so that in
     ``g * a + (1 - g) * b`` an open gate leaves a. A softmax becomes equal shares of all that it is taken over, or of
     what a constant mask leaves of that: attention mixes its values uniformly. Queries, keys and squeezed channels then
-    matter by their shapes alone, and no rule is asked about them. Where both factors are gates, the surer one is.
+    matter by their shapes alone, and no rule is asked about them. Where both factors are gates, the surer one is. The
+    least sure is the activated factor of ``silu(a) * b`` or ``gelu(a) * b``, a gate only beside a factor that is none:
+    it too becomes one or its mean, which leaves b. That a is unbounded makes one a convention there, not its limit.
     """
     factors = surgery.data_among((node.args, node.kwargs))
     if len(factors) < 2:
@@ -76,11 +84,17 @@ def _gates(surgery: Surgery, node: fx.Node) -> list[fx.Node] | None:
     """The gates through which all that a node has of the image came, if there are such."""
     if _is_gate(surgery, node):
         return [node]
-    inputs = [n for n in node.all_input_nodes if n in surgery.data]
+    inputs = _inputs(surgery, node)
     if surgery.operation(node) not in PASSING or not inputs:
         return None
     found = [_gates(surgery, n) for n in inputs]
     return None if None in found else [gate for gates in found for gate in gates or []]
+
+
+def _inputs(surgery: Surgery, node: fx.Node) -> list[fx.Node]:
+    """The inputs of `data` whose values count: of a second one that gives only shape or type, they do not."""
+    inputs = [first(node)] if surgery.operation(node) in ops.AS else node.all_input_nodes
+    return [n for n in inputs if n in surgery.data]
 
 
 def _is_gate(surgery: Surgery, node: fx.Node) -> bool:
@@ -107,7 +121,17 @@ def _hold(surgery: Surgery, gate: fx.Node) -> None:
             mean = surgery.graph.get_attr(name)
         surgery.replace(gate, filled, x, mean)
     else:
-        surgery.replace(gate, torch.full_like, x, GATES[operation][1])
+        surgery.replace(gate, torch.full_like, x, _open(surgery, gate))
+
+
+def _open(surgery: Surgery, gate: fx.Node) -> Any:
+    """The value of a gate that is open."""
+    operation = surgery.operation(gate)
+    if operation is nn.Hardtanh:
+        return surgery.part(gate.target).max_val
+    if operation is F.hardtanh:
+        return gate.args[2] if len(gate.args) > 2 else gate.kwargs.get("max_val", 1.0)
+    return GATES[operation][1]
 
 
 def _dimension(node: fx.Node, module: nn.Module | None, *, default: int | None = None) -> Any:
@@ -120,10 +144,20 @@ def _empty(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
     """The scores that a softmax is taken of with their content at zero: masks are left, and biases of positions."""
     if not isinstance(scores, fx.Node) or scores not in surgery.data:
         return scores
-    inputs = [n for n in scores.all_input_nodes if n in surgery.data]
-    if surgery.operation(scores) not in PASSING or (len(inputs) > 1 and surgery.operation(scores) in ops.PRODUCTS):
+    inputs, operation = _inputs(surgery, scores), surgery.operation(scores)
+    if len(inputs) > 1 and operation in (operator.mul, torch.mul, Tensor.mul, torch.multiply):  # a mask in one stays
+        return surgery.insert(gate, torch.add, *(_empty(surgery, n, gate) for n in inputs))
+    divisors = surgery.data_among(others(scores)) if operation in ops.QUOTIENTS else []
+    if (
+        operation not in PASSING
+        or (len(inputs) > 1 and operation in ops.PRODUCTS)
+        or (divisors and first(scores) not in surgery.data)
+    ):
         return surgery.insert(gate, torch.zeros_like, scores)
-    if surgery.operation(scores) in ops.DROPOUT:
+    if divisors:  # which may be zero; where the quotient is masked stays
+        ones = surgery.insert(gate, torch.ones_like, divisors[0])
+        return surgery.insert(gate, torch.div, _empty(surgery, first(scores), gate), ones)
+    if operation in ops.DROPOUT:
         return _empty(surgery, first(scores), gate)
     replaced = {n: _empty(surgery, n, gate) for n in inputs}
     with surgery.graph.inserting_before(gate):
@@ -148,7 +182,12 @@ def gate_means(network: fx.GraphModule, images: Float[Tensor, "n *input"]) -> di
     """Means over images of what may be a gate, by the name of its node; softmax always becomes equal shares.
 
     Of feature maps (n c h w) over images and positions, of anything else over images.
+
+    Raises:
+        InputError: there are no images, or the network does not take them.
     """
+    if len(images) == 0:
+        raise InputError("gates: there are no images to take the means over: give at least one")
     means: dict[str, Tensor] = {}
 
     class Listening(fx.Interpreter):
@@ -159,8 +198,12 @@ def gate_means(network: fx.GraphModule, images: Float[Tensor, "n *input"]) -> di
             return value
 
     like = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), images)
-    with torch.no_grad():
-        Listening(network).run(images.to(like))
+    try:
+        with torch.no_grad():
+            Listening(network).run(images.to(like))
+    except Exception as error:  # runs the network's own code: anything may be raised
+        shape, reason = tuple(images.shape[1:]), (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"gates: the network does not take images of shape {shape} ({reason})") from error
     return means
 
 

@@ -3,15 +3,18 @@
 import inspect
 import operator
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
-from lrc.linearization.surgery import Operation, Surgery, first, identity, refuse
+from lrc.errors import InputError
+from lrc.linearization.surgery import Operation, Surgery, describe, first, identity
+from lrc.linearization.tracing import kind
 
-__all__ = ["functionalize"]
+__all__ = ["copied", "functionalize", "out_of_place"]
 
 OUT_OF_PLACE: dict[Operation, Operation] = {
     operator.iadd: operator.add,
@@ -27,32 +30,81 @@ OUT_OF_PLACE: dict[Operation, Operation] = {
 }
 
 
-def functionalize(surgery: Surgery, views: frozenset[Operation]) -> None:
+def functionalize(surgery: Surgery, views: frozenset[Operation], *, run_first: bool) -> None:
     """Gives in-place operations their out-of-place form, and later users of the changed tensor the result.
 
     Else `y = relu(x); y += 1` would change x once the ReLU is gone, which made y a tensor of its own; and a call like
-    `x.add_(1)` whose result is not used would pass for dead code.
+    `x.add_(1)` or `mask.triu_()` whose result is not used would pass for dead code. What happens inside a module that
+    is taken as a whole stays; it may change its input in place, so that gets memory of its own.
 
     Args:
         surgery: changed in place.
         views: operations whose result may share memory with their first argument.
+        run_first: whether the graph is run before anything is taken out of it.
 
     Raises:
-        InputError: the changed tensor is used later through a view as well.
+        InputError: the changed tensor is used later through a view as well, or an operation has no out-of-place form.
     """
-    data = surgery.depending()
+    _merge_constants(surgery.graph)
     memory: dict[fx.Node, fx.Node] = {}  # of the nodes so far, the node that first held their memory
-    for node in surgery.graph.nodes:
-        view = node in data and surgery.operation(node) in views
-        memory[node] = memory.get(first(node), node) if view else node
-        if node in data and _in_place(surgery, node):
+    for node in list(surgery.graph.nodes):
+        removed = surgery.rule(node) is identity and node not in surgery.kept
+        memory[node] = memory.get(first(node), node) if surgery.operation(node) in views else node
+        if _in_place(surgery, node):
             changed = first(node)
             aliases = [n for n in memory if memory[n] is memory[changed] and n is not changed]
             later = {user for n in aliases for user in n.users}.difference(memory)
-            if later and surgery.rule(node) is not identity:
-                refuse(surgery, node, "it changes in place what is used later through a view: make it out of place")
+            if later and (run_first or not removed):
+                _refuse(surgery, node, "what is used later through a view: make it out of place")
             changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in memory)
-            _make_out_of_place(node)
+            _make_out_of_place(surgery, node)
+        elif not removed and _is_whole(surgery, node):
+            for root in {memory[n] for n in node.all_input_nodes if surgery.operation(memory[n]) is not copied}:
+                _give_memory(surgery.graph, root, memory)
+
+
+def _merge_constants(graph: fx.Graph) -> None:
+    """One node for each tensor of the network, so that a change of it in place reaches all its uses."""
+    nodes: dict[object, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and nodes.setdefault(node.target, node) is not node:
+            node.replace_all_uses_with(nodes[node.target])
+            graph.erase_node(node)
+
+
+def _is_whole(surgery: Surgery, node: fx.Node) -> bool:
+    """Whether the node is a module of the network's own, or one that is kept with others in it."""
+    if node.op != "call_module":
+        return False
+    module = surgery.part(node.target)
+    return not kind(module).__module__.startswith("torch") or (node in surgery.kept and any(module.children()))
+
+
+def _give_memory(graph: fx.Graph, root: fx.Node, memory: dict[fx.Node, fx.Node]) -> None:
+    """Puts a copy in the place of what first held some memory, for all its users."""
+    with graph.inserting_after(root):
+        own = graph.call_function(copied, (root,))
+    own.meta = dict(root.meta)
+    root.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
+    memory.update({n: own for n in (*memory, own) if n is own or memory[n] is root})
+
+
+def copied(x: Any) -> Any:
+    """The same tensor, or tensors, in memory of their own."""
+    return map_aggregate(x, lambda part: part.clone() if isinstance(part, Tensor | fx.Proxy) else part)
+
+
+def out_of_place(operation: Operation) -> Operation:
+    """The operation, or if it works in place its form that does not."""
+    name = getattr(operation, "__name__", "")
+    if name.endswith("_") and getattr(Tensor, name, None) is operation:
+        return _method(name) or operation
+    return OUT_OF_PLACE.get(operation, operation)
+
+
+def _method(name: str) -> Operation | None:
+    method = getattr(Tensor, name.removesuffix("_"), None)
+    return method if callable(method) else None
 
 
 def _in_place(surgery: Surgery, node: fx.Node) -> bool:
@@ -80,14 +132,30 @@ def _place_of_inplace(function: Any) -> int | None:
         return None
 
 
-def _make_out_of_place(node: fx.Node) -> None:
+def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
     """Modules get theirs when the graph is put together."""
-    if node.op == "call_method":
+    if node.target in ("zero_", "fill_", torch.zero_, torch.fill_):
+        _fill(surgery, node)
+    elif node.op == "call_method" and _method(str(node.target)):
         node.target = str(node.target).removesuffix("_")
-    if node.op == "call_function":
+    elif node.op == "call_function" and (node.target in OUT_OF_PLACE or _option(node) is True):
         node.target = OUT_OF_PLACE.get(node.target, node.target)
         if "inplace" in node.kwargs:
             node.kwargs = {**node.kwargs, "inplace": False}
         elif _option(node) is True:
             place = _place_of_inplace(node.target)
             node.args = tuple(False if i == place else arg for i, arg in enumerate(node.args))
+    elif node.op != "call_module" and surgery.rule(node) is None and node.users:
+        _refuse(surgery, node, "a tensor, and has no form that does not: compute a new one instead")
+
+
+def _refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
+    """Raises what neither a rule nor keeping would help."""
+    raise InputError(f"cannot linearize {describe(surgery, node)}: it changes in place {reason}")
+
+
+def _fill(surgery: Surgery, node: fx.Node) -> None:
+    """zero_ and fill_ as a new tensor of the same shape."""
+    value = [*node.args[1:], *node.kwargs.values(), 0][0]
+    zeros = surgery.insert(node, torch.zeros_like, first(node))
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.add, (zeros, value), {}

@@ -1,15 +1,15 @@
 """The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrc.errors import InputError
-from lrc.linearization.maps import differentiated, fast_weights
+from lrc.linearization.maps import differentiated
 
 __all__ = ["alignment", "local_map", "mean_local_map"]
 
@@ -32,7 +32,8 @@ def local_map(
         Element (i, j) is the derivative of logit j by image i, in logits a unit of input; detached.
 
     Raises:
-        InputError: no images, images that do not fit the network, an output that is not logits or has no derivative.
+        InputError: no images, images of integers or such as do not fit the network, an output that is not logits or
+            has no derivative.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])), model[0].bias.data.zero_()
@@ -87,12 +88,19 @@ def alignment(
             so that only what is left says something about the classifier; see `class_correlation`.
 
     Raises:
-        InputError: a row of either is zero (once centred, if so) or not finite, and so points nowhere.
+        InputError: shapes that do not belong together; a row of either that is zero (once centred, if so) or not
+            finite, and so points nowhere.
 
     >>> W = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> alignment(torch.tensor([[[3.0, 0.0], [4.0, 3.0]]]), W)
     tensor([[1.0000, 0.6000]])
     """
+    if local.dim() < 3 or local.shape[1:] != W.shape:
+        fitting = ", ".join(map(str, ("n", *W.shape)))
+        raise InputError(
+            f"local maps of shape {tuple(local.shape)} do not go with a W of shape {tuple(W.shape)}: "
+            f"they have ({fitting}), a mean one as mean_local_map(...)[None]"
+        )
     a, b = _directions(local, "the local maps", centre), _directions(W[None], "W", centre)
     return (a * b).sum(-1).clamp(-1, 1)
 
@@ -100,22 +108,24 @@ def alignment(
 def _check(x: Tensor) -> None:
     if not len(x):
         raise InputError("there are no images to differentiate at: give at least one")
+    if not x.is_floating_point():
+        raise InputError(f"images of {x.dtype} have no derivatives: give numbers such as x.float() / 255")
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The network as a function of the image alone: in eval mode until the context ends, no derivatives by weights."""
+def _evaluated(model: nn.Module) -> Iterator[nn.Module]:
+    """The network, in eval mode until the context ends."""
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given: compiled code has no batched derivatives
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        yield partial(torch.func.functional_call, model, fast_weights(model))
+        yield model
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _total(network: Callable[[Tensor], Tensor], x: Tensor, chunk: int | None) -> Float[Tensor, " classes *input"]:
+def _total(network: nn.Module, x: Tensor, chunk: int | None) -> Float[Tensor, " classes *input"]:
     """The sum of the local maps at these images."""
     with differentiated(network, x, chunk=chunk) as (_, chunks):
         return torch.cat([rows.sum(1) for rows in chunks])

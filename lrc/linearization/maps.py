@@ -1,9 +1,8 @@
 """The linear sub-network as what it is: one matrix W, and the vector b."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.errors import InputError
 from lrc.files import replacing
+from lrc.linearization.checking import Quiet, first_line, image_shape
 from lrc.linearization.network import linearize
 
-__all__ = ["affine_map", "differentiated", "fast_weights", "linear_map"]
+__all__ = ["affine_map", "differentiated", "linear_map"]
 
 BUDGET = 64 * 2**20
 """Bytes of the largest gradient in a chunk of rows, unless the caller chooses; a few of that size live at once."""
@@ -56,7 +56,8 @@ def linear_map(
 
     Raises:
         InputError: no input shape, or one that does not fit the network; an output that is not logits (n, classes);
-            an `out` that is a folder; `keep`, `start` or `stop` among the choices; and as `linearize`.
+            a W that is not finite; an `out` that is a folder; `keep`, `start` or `stop` among the choices; and as
+            `linearize`.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3, bias=False))
     >>> W = linear_map(model, (1, 2, 2))
@@ -93,21 +94,20 @@ def affine_map(
     linear, x = linearize(model, **choices), _black_image(model, input_shape)
     if out is not None and Path(out).is_dir():
         raise InputError(f"out ({out}) is a folder: give the name of a file in it")
-    network = partial(torch.func.functional_call, linear, fast_weights(linear))
-    with differentiated(network, x, chunk=chunk, progress=progress) as (z, chunks):
-        rows, shape = (chunk[:, 0] for chunk in chunks), (z.shape[1], *x.shape[1:])
+    with differentiated(linear, x, chunk=chunk, progress=progress) as (z, chunks):
+        rows, shape = _finite(chunk[:, 0] for chunk in chunks), (z.shape[1], *x.shape[1:])
         W = _gather(rows, x.new_empty(shape)) if out is None else _store(rows, shape, x.dtype, Path(out))
         return W, z[0].detach()
 
 
 @contextmanager
 def differentiated(
-    network: Callable[[Tensor], Any], x: Float[Tensor, "n *input"], *, chunk: int | None, progress: bool = False
+    network: nn.Module, x: Float[Tensor, "n *input"], *, chunk: int | None, progress: bool = False
 ) -> Iterator[tuple[Float[Tensor, "n classes"], Iterator[Tensor]]]:
     """The logits z of a batch x and, as long as the context lasts, their derivatives by it, some classes at a time.
 
     Args:
-        network: images to logits, each image's of that image alone.
+        network: images to logits, each image's of that image alone; run in the mode that it is in.
         x: at least one image.
         chunk: classes at a time; by default as many as make the largest gradient `BUDGET` bytes.
         progress: as in `linear_map`.
@@ -122,10 +122,8 @@ def differentiated(
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk must be at least one row, not {chunk}")
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        x = _channels_last(x.detach()).clone().requires_grad_()
-        with _Widest() as widest:
-            z = _logits(network, x)
-        chunk = chunk or max(1, BUDGET // max(1, widest.bytes))
+        x, z, widest = _logits(network, x)
+        chunk = chunk or max(1, BUDGET // max(1, widest))
         units = torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], chunk)
         yield (
             z,
@@ -134,12 +132,6 @@ def differentiated(
                 for unit in _watched(units, progress)
             ),
         )
-
-
-def fast_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Its parameters without derivatives, laid out as convolutions are fastest, for `torch.func.functional_call`."""
-    with torch.inference_mode(False):
-        return {name: _channels_last(p.detach()) for name, p in model.named_parameters()}
 
 
 class _Widest(TorchFunctionMode):
@@ -153,15 +145,22 @@ class _Widest(TorchFunctionMode):
         return result
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
 def _watched(units: Sequence[Tensor], progress: bool) -> Iterator[Tensor]:
     """The same, with a bar on stderr if wanted and if a person can see it."""
     console = Console(stderr=True)
     shown = progress and (console.is_terminal or console.is_jupyter)
     return iter(track(units, "rows of W", console=console, transient=True, disable=not shown))
+
+
+def _finite(rows: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same, each chunk looked at as it comes."""
+    for some in rows:
+        if not some.isfinite().all():
+            raise InputError(
+                f"W is not finite: the network's linear part overflows in {str(some.dtype).removeprefix('torch.')} or "
+                "divides by zero; try model.double(), or give the division a rule: linearize(..., rules=...)"
+            )
+        yield some
 
 
 def _gather(rows: Iterator[Tensor], W: Tensor) -> Tensor:
@@ -198,17 +197,20 @@ def _black_image(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
         )
     tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     like = next(tensors, torch.empty(()))
-    return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+    return torch.zeros(1, *image_shape(shape), dtype=like.dtype, device=like.device)
 
 
-def _logits(network: Callable[[Tensor], Any], x: Tensor) -> Float[Tensor, "n classes"]:
-    """What the network gives for the images, if that is logits with a derivative."""
+def _logits(network: nn.Module, x: Tensor) -> tuple[Tensor, Float[Tensor, "n classes"], int]:
+    """As `_run`, if what comes out is logits with a derivative."""
     images = "one image" if len(x) == 1 else f"{len(x)} images"
     try:
-        z = network(x)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the network does not take images of shape {tuple(x.shape[1:])}: {reason}") from error
+        x, z, widest = _run(network, x)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the network's own code runs: anything may be raised
+        raise InputError(
+            f"the network does not take images of shape {tuple(x.shape[1:])}: {first_line(error)}"
+        ) from error
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(x):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise InputError(
@@ -216,4 +218,26 @@ def _logits(network: Callable[[Tensor], Any], x: Tensor) -> Float[Tensor, "n cla
         )
     if not z.requires_grad:
         raise InputError("the logits have no derivative by the image: the network must compute them differentiably")
-    return z
+    return x, z, widest
+
+
+def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, Any, int]:
+    """The images as a leaf, what the network gives for them, and the bytes of the largest tensor on the way.
+
+    In the memory format that convolutions are fastest in, unless the network cannot do with it.
+    """
+    with suppress(RuntimeError):  # x.view(n, -1), for one
+        return _run_in(torch.channels_last, network, x)
+    return _run_in(torch.contiguous_format, network, x)
+
+
+def _run_in(layout: torch.memory_format, network: nn.Module, x: Tensor) -> tuple[Tensor, Any, int]:
+    def laid_out(t: Tensor) -> Tensor:
+        return t.detach().contiguous(memory_format=layout) if t.dim() == 4 else t.detach()
+
+    quiet = Quiet(network)
+    weights = {name: laid_out(p) for name, p in quiet.named_parameters()}  # detached: no derivatives by them
+    leaf = laid_out(x).clone().requires_grad_()
+    with _Widest() as widest:
+        z = torch.func.functional_call(quiet, weights, leaf.clone())  # a clone, as networks may begin in place
+    return leaf, z, widest.bytes

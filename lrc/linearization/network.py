@@ -1,12 +1,14 @@
 """linearize: from a network to its linear sub-network."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
+from types import FunctionType
 from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -15,12 +17,15 @@ from lrc.linearization.checking import verified
 from lrc.linearization.gates import gate_means
 from lrc.linearization.inplace import functionalize
 from lrc.linearization.operations import DROPOUT
-from lrc.linearization.partial import check_names, kept_nodes
+from lrc.linearization.partial import first_path, kept_nodes
 from lrc.linearization.rules import VIEWS, extended
 from lrc.linearization.surgery import BatchNorm, Pooling, Surgery, describe, identity, refuse
 from lrc.linearization.tracing import PREFIX, trace
 
 __all__ = ["linearize"]
+
+MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Hooks that make the weights of a module from others before it runs."""
 
 
 def linearize(
@@ -30,7 +35,7 @@ def linearize(
     pooling: Pooling = "average",
     rules: Mapping[Any, Any] | None = None,
     gates: Float[Tensor, "n *input"] | None = None,
-    keep: str | Collection[Any] = (),
+    keep: str | Callable[..., Any] | Collection[Any] = (),
     start: str | None = None,
     stop: str | None = None,
     verify: bool | Sequence[int] | None = None,
@@ -59,7 +64,7 @@ def linearize(
         gates: images; gates are set to their means over them (of feature maps a mean a channel, over positions too)
             instead of being opened.
         keep: what stays non-linear: paths of modules as in `named_modules`, with all that is in them, and operations
-            as the table has them (nn.ReLU is the module, F.relu the function).
+            as the table has them (nn.ReLU is the module, F.relu the function); one, or several in a tuple.
         start: path of the module that linearization begins with; what runs before it is kept.
         stop: path of the module that it ends with; what runs after it is kept.
         verify: shape of an image, or True for `model.input_shape`: checks superposition on random images, in float64.
@@ -85,18 +90,21 @@ def linearize(
     >>> [node.name for node in linearize(model, keep=(nn.ReLU,)).graph.nodes]
     ['x', 'model_0', 'model_1', 'avg_pool2d', 'model_3', 'model_4', 'output']
     """
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    keep = (keep,) if isinstance(keep, str) or callable(keep) else tuple(keep)
     table = extended(rules)
     _check(batchnorm, pooling)
-    check_names(getattr(model, "_orig_mod", model), (*keep, *[name for name in (start, stop) if name is not None]))
+    whole = getattr(model, "_orig_mod", model)
+    keep = tuple(first_path(whole, part) if isinstance(part, str | nn.Module) else part for part in keep)
+    start, stop = (name if name is None else first_path(whole, name) for name in (start, stop))
     shape = _shape_to_verify(model, verify, partly=bool(keep) or start is not None or stop is not None)
     root, graph = trace(model, {*table, *keep}, [name for name in keep if isinstance(name, str)])
     surgery = Surgery(root, graph, table, batchnorm, pooling)
-    functionalize(surgery, VIEWS)
+    _check_called(surgery, rules or {})
+    surgery.kept.update(kept_nodes(surgery, keep, start, stop))
+    functionalize(surgery, VIEWS, run_first=gates is not None)
     if gates is not None:
         means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)
         surgery.means.update({node: means[node.name] for node in graph.nodes if node.name in means})
-    surgery.kept.update(kept_nodes(surgery, keep, start, stop))
     _operate(surgery, type(model).__name__)
     places = {node.name: describe(surgery, node) for node in surgery.data} if shape else {}
     linear = _assemble(model, root, graph)
@@ -112,6 +120,18 @@ def _check(batchnorm: str, pooling: str) -> None:
     ):
         if choice not in choices:
             raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {choice!r}")
+
+
+def _check_called(surgery: Surgery, rules: Mapping[Any, Any]) -> None:
+    """The tracer sees a call of a function only by a global name; elsewhere it reads what the function does."""
+    called = {node.target for node in surgery.graph.nodes}
+    for function in rules:
+        own = isinstance(function, FunctionType) and not function.__module__.startswith("torch")
+        if own and function not in called:
+            raise InputError(
+                f"rules: no call of {function.__name__} was seen: a module's forward must call it by a global name "
+                "of its file, not as an attribute; else make it a module, or leave the rule out if nothing calls it"
+            )
 
 
 def _shape_to_verify(model: nn.Module, verify: bool | Sequence[int] | None, *, partly: bool) -> Sequence[int]:
@@ -175,7 +195,7 @@ def _twin(module: nn.Module) -> nn.Module:
     for name, value in vars(module).items():
         twin.__dict__[name] = value.copy() if isinstance(value, dict) else value
         if name.endswith("_hooks"):
-            kept = {key: hook for key, hook in value.items() if isinstance(hook, WeightNorm | SpectralNorm)}
+            kept = {key: hook for key, hook in value.items() if isinstance(hook, MAKERS)}
             twin.__dict__[name] = type(value)(kept)
     twin.__dict__["_modules"] = {name: child and _twin(child) for name, child in module._modules.items()}
     twin.training = False

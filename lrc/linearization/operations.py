@@ -22,9 +22,10 @@ __all__ = [
         "COPIES",
         "DROPOUT",
         "LAYERS",
+        "MASKS",
         "NORMS",
     ),
-    *("PRODUCTS", "QUOTIENTS", "SATURATING", "SHAPES", "SIGMOIDS", "SOFTMAX", "SUMS"),
+    *("PRODUCTS", "QUOTIENTS", "SATURATING", "SELF_GATED", "SHAPES", "SIGMOIDS", "SOFTMAX", "SUMS"),
 ]
 
 SIGMOIDS: list[Operation] = [
@@ -35,15 +36,28 @@ SATURATING: list[Operation] = [
     *(nn.Tanh, F.tanh, torch.tanh, Tensor.tanh, Tensor.tanh_, torch.erf, Tensor.erf, torch.special.erf),
     *(nn.Hardtanh, F.hardtanh, F.hardtanh_, nn.Softsign, F.softsign),
 ]
+SELF_GATED: list[Operation] = [
+    *(nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish),
+]
 SOFTMAX: list[Operation] = [nn.Softmax, nn.Softmax2d, F.softmax, torch.softmax, Tensor.softmax]
 ACTIVATIONS: list[Operation] = [
     *(nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, nn.ReLU6, F.relu6),
     *(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu, nn.RReLU, F.rrelu, F.rrelu_),
-    *(nn.ELU, F.elu, F.elu_, nn.CELU, F.celu, F.celu_, nn.SELU, F.selu, F.selu_, nn.GELU, F.gelu),
-    *(nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish, nn.Softplus, F.softplus),
-    *(nn.LogSigmoid, F.logsigmoid, nn.Hardshrink, F.hardshrink, nn.Softshrink, F.softshrink, nn.Tanhshrink),
+    *(nn.ELU, F.elu, F.elu_, nn.CELU, F.celu, F.celu_, nn.SELU, F.selu, F.selu_),
+    *(
+        nn.Softplus,
+        F.softplus,
+        nn.LogSigmoid,
+        F.logsigmoid,
+        nn.Hardshrink,
+        F.hardshrink,
+        nn.Softshrink,
+        F.softshrink,
+        nn.Tanhshrink,
+    ),
     *(F.tanhshrink, nn.Threshold, F.threshold, torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip),
     *(Tensor.clip, Tensor.clip_, torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max),
+    *SELF_GATED,
     *SIGMOIDS,
     *SATURATING,
 ]
@@ -100,7 +114,9 @@ COPIES: list[Operation] = [
     *(nn.Fold, nn.Unfold, torch.tril, Tensor.tril, torch.triu, Tensor.triu, swin_transformer._patch_merging_pad),
 ]
 QUOTIENTS: list[Operation] = [
-    *(operator.truediv, torch.div, Tensor.div, torch.true_divide, torch.divide),
+    *(operator.truediv, torch.div, Tensor.div, torch.true_divide, Tensor.true_divide, torch.divide, Tensor.divide),
+]
+MASKS: list[Operation] = [
     *(operator.neg, torch.neg, Tensor.neg, torch.masked_fill, Tensor.masked_fill),
 ]
 SUMS: list[Operation] = [

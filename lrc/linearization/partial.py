@@ -7,24 +7,29 @@ from typing import Any
 from torch import fx, nn
 
 from lrc.errors import InputError
+from lrc.linearization.inplace import out_of_place
 from lrc.linearization.surgery import Surgery
 from lrc.linearization.tracing import PREFIX
 
-__all__ = ["check_names", "kept_nodes"]
+__all__ = ["first_path", "kept_nodes"]
 
 
-def check_names(model: nn.Module, names: Collection[Any]) -> None:
-    """Of the names those that are strings must be modules of the network.
+def first_path(model: nn.Module, name: Any) -> str:
+    """The first path of the module at the path `name`, which differs where the network holds it under several.
 
     Raises:
-        InputError: one that is not, with those that look like it.
+        InputError: there is none; the message has those that look like it.
     """
-    paths = [path for path, _ in model.named_modules()]
-    for name in (name for name in names if isinstance(name, str)):
-        if name not in paths:
-            near = get_close_matches(name, paths, cutoff=0.5) or [path for path in paths if path][:5]
-            message = f"{type(model).__name__} has no module {name!r}: did you mean {' or '.join(map(repr, near))}?"
-            raise InputError(message)
+    if not isinstance(name, str):
+        raise InputError(
+            f"{repr(name).splitlines()[0]} is no path of a module: give one of model.named_modules(), like 'layer1.0'"
+        )
+    paths = dict(model.named_modules(remove_duplicate=False))
+    if name not in paths:
+        near = get_close_matches(name, paths, cutoff=0.5) or [path for path in paths if path][:5]
+        message = f"{type(model).__name__} has no module {name!r}: did you mean {' or '.join(map(repr, near))}?"
+        raise InputError(message)
+    return next(path for path, module in paths.items() if module is paths[name])
 
 
 def kept_nodes(surgery: Surgery, keep: Sequence[Any], start: str | None, stop: str | None) -> set[fx.Node]:
@@ -39,27 +44,37 @@ def kept_nodes(surgery: Surgery, keep: Sequence[Any], start: str | None, stop: s
         InputError: a module or an operation that the network does not run, or nothing left between start and stop.
     """
     nodes = list(surgery.graph.nodes)
-    operations = {surgery.operation(node) for node in nodes if node.op.startswith("call")}
-    for operation in keep:
-        if not isinstance(operation, str) and operation not in operations:
-            known = sorted({getattr(o, "__name__", str(o)) for o in operations if surgery.rules.get(o) is not None})
-            name = getattr(operation, "__name__", operation)
-            raise InputError(f"keep: the network does not call {name}; it calls {', '.join(known)}")
+    paths = [name for name in keep if isinstance(name, str)]
+    wanted = {out_of_place(operation) for operation in keep if not isinstance(operation, str)}
+    _check_run(surgery, paths, wanted)
     low = 0 if start is None else min(_run_by(nodes, start))
     high = len(nodes) if stop is None else max(_run_by(nodes, stop)) + 1
     if low >= high:
         raise InputError(f"nothing to linearize: {start!r} runs after {stop!r}")
-    paths = [name for name in keep if isinstance(name, str)]
     return {
         node
         for i, node in enumerate(nodes)
         if node.op.startswith("call")
         and (
             not low <= i < high
-            or surgery.operation(node) in [operation for operation in keep if not isinstance(operation, str)]
+            or out_of_place(surgery.operation(node)) in wanted
             or any(_inside(node, path) for path in paths)
         )
     }
+
+
+def _check_run(surgery: Surgery, paths: Sequence[str], wanted: Collection[Any]) -> None:
+    """What is to be kept must run, a module by itself or inside another that is kept."""
+    nodes = [node for node in surgery.graph.nodes if node.op.startswith("call")]
+    operations = {out_of_place(surgery.operation(node)) for node in nodes}
+    for operation in wanted:
+        if operation not in operations:
+            known = sorted({getattr(o, "__name__", str(o)) for o in operations if surgery.rules.get(o) is not None})
+            name = getattr(operation, "__name__", operation)
+            raise InputError(f"keep: the network does not call {name}; it calls {', '.join(known)}")
+    for path in paths:
+        if not any(path.startswith(f"{outer}.") for outer in paths) and "" not in paths:
+            _run_by(nodes, path)
 
 
 def _run_by(nodes: Sequence[fx.Node], path: str) -> list[int]:

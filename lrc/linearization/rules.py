@@ -13,16 +13,23 @@ from lrc.errors import InputError
 from lrc.linearization import operations as ops
 from lrc.linearization.attention import attention, uniform_windows, windows
 from lrc.linearization.gates import equal_shares, filled, glu, product, softmax
-from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, refuse
+from lrc.linearization.inplace import copied
+from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, others, refuse
 
 __all__ = ["RULES", "VIEWS", "Replacement", "extended"]
 
 
 def linear(surgery: Surgery, node: fx.Node) -> None:
     """Kept: linear in the first argument, which alone may depend on the image."""
-    others = (node.args[1:], node.kwargs) if node.args else list(node.kwargs.values())[1:]
-    if nodes := surgery.data_among(others):
+    if nodes := surgery.data_among(others(node)):
         refuse(surgery, node, f"it is linear in its first argument, but {nodes[0].name!r} depends on the image too")
+
+
+def divided(surgery: Surgery, node: fx.Node) -> None:
+    """Kept as linear, unless the quotient is rounded."""
+    linear(surgery, node)
+    if node.kwargs.get("rounding_mode") is not None:
+        refuse(surgery, node, "a rounded quotient is not linear")
 
 
 def jointly_linear(surgery: Surgery, node: fx.Node) -> None:
@@ -39,9 +46,9 @@ def chosen(surgery: Surgery, node: fx.Node) -> None:
 
 def shaped(surgery: Surgery, node: fx.Node) -> None:
     """Kept: linear in the first argument; of the second only shape or type count."""
-    other = node.args[1]
+    other = node.kwargs.get("other", node.args[-1])
     if other in surgery.data:
-        node.args = (node.args[0], surgery.insert(node, torch.zeros_like, other))
+        node.args, node.kwargs = (first(node), surgery.insert(node, torch.zeros_like, other)), {}
         surgery.mark()
 
 
@@ -185,8 +192,8 @@ def _table(*entries: tuple[Rule, list[Operation]]) -> dict[Operation, Rule]:
     return {operation: rule for rule, operations in entries for operation in operations}
 
 
-VIEWS: frozenset[Operation] = frozenset(ops.ARRANGEMENTS)
-"""Operations whose result may share memory with their first argument."""
+VIEWS: frozenset[Operation] = frozenset(ops.ARRANGEMENTS + ops.DROPOUT)
+"""Operations whose result may share memory with their first argument; dropout, out of training, is that argument."""
 
 RULES: dict[Operation, Rule] = _table(
     (identity, ops.ACTIVATIONS),
@@ -199,7 +206,8 @@ RULES: dict[Operation, Rule] = _table(
     (adaptive_average(F.adaptive_avg_pool1d), [nn.AdaptiveMaxPool1d, F.adaptive_max_pool1d]),
     (adaptive_average(F.adaptive_avg_pool2d), [nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d]),
     (adaptive_average(F.adaptive_avg_pool3d), [nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d]),
-    (linear, ops.LAYERS + ops.AVERAGES + ops.ARRANGEMENTS + ops.COPIES + ops.QUOTIENTS + [uniform_windows]),
+    (linear, ops.LAYERS + ops.AVERAGES + ops.ARRANGEMENTS + ops.COPIES + ops.MASKS + [uniform_windows, copied]),
+    (divided, ops.QUOTIENTS),
     (shaped, ops.AS),
     (jointly_linear, [*ops.SUMS, Replacement]),
     (chosen, [torch.where, Tensor.where]),

@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "first",
     "identity",
+    "others",
     "refuse",
 ]
 
@@ -138,17 +139,33 @@ def constant(surgery: Surgery, node: fx.Node) -> None:
 
 def first(node: fx.Node) -> Any:
     """The first argument, given by position or by name."""
-    return node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return node.args[0] if node.args else node.kwargs[_name_of_first(node)]
+
+
+def others(node: fx.Node) -> Any:
+    """All arguments but the first."""
+    if node.args:
+        return node.args[1:], node.kwargs
+    return {name: value for name, value in node.kwargs.items() if name != _name_of_first(node)}
+
+
+def _name_of_first(node: fx.Node) -> str:
+    return "input" if "input" in node.kwargs else next(iter(node.kwargs))
 
 
 def refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
-    """Raises the error that names the node as a person would look for it, and the two ways past it."""
+    """Raises the error that names the node as a person would look for it, and the two ways past it.
+
+    No rule for a function that has one is proposed: of `mul`, it would take every constant factor out as well.
+    """
     owner, kind_of_owner = _owner(surgery, node)
     name = kind_of_owner or _name(surgery, node)
-    ways = f'give a rule, as in linearize(model, rules={{{name}: "identity"}}), or keep it non-linear: keep='
+    rule = f'give a rule, as in linearize(model, rules={{{name}: "identity"}})'
+    if node.op != "call_module" and surgery.rule(node) is not None:
+        rule = "make it a module of its own and give that a rule"
+    kept = f'("{owner}",)' if owner else f"({name},)"
     raise InputError(
-        f"cannot linearize {describe(surgery, node)}: {reason}; or {ways}"
-        + (f'("{owner}",)' if owner else f"({name},)")
+        f"cannot linearize {describe(surgery, node)}: {reason}; or {rule}, or keep it non-linear: keep={kept}"
     )
 
 

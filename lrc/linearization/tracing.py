@@ -35,6 +35,8 @@ def trace(model: nn.Module, leaves: Collection[object], keep: Collection[str] = 
     Raises:
         InputError: its forward cannot be traced, because it branches on the values of a tensor for example.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(f"{type(model).__name__} spreads a network over devices: give that network, model.module")
     root = _Whole(getattr(model, "_orig_mod", model))  # what torch.compile was given
     functions = (leaf for leaf in leaves if isinstance(leaf, FunctionType) and not leaf.__module__.startswith("torch"))
     tracer = _Tracer(autowrap_functions=tuple(functions))
