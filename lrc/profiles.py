@@ -227,7 +227,7 @@ def _limited(p: Profile, most: int) -> Profile:
         overfit=min(p.overfit, most),
         fast=min(p.fast, most),
         defences=("standard", "at"),
-        architectures=p.architectures[:1],
+        architectures=p.architectures[:2],
         random=min(p.random, 4),
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two

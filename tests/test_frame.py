@@ -77,16 +77,22 @@ def test_every_claim_is_compared():
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A folder in the hub's layout with a few images of noise as CIFAR-10, and a cache of its own."""
+    """A folder in the hub's layout with a few images of noise as CIFAR-10 and CIFAR-100, and a cache of its own."""
     rng = np.random.default_rng(0)
-    (tmp_path / "cifar10").mkdir()
+    superclass = lrc.hierarchy.CIFAR100.levels[0].of
     for split, count in (("train", 1200), ("test", 200)):
         images = []
         for pixels in rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8):
             Image.fromarray(pixels).save(file := io.BytesIO(), "png")
             images.append({"bytes": file.getvalue(), "path": None})
-        columns = {"img": images, "label": [i % 10 for i in range(count)]}
-        pq.write_table(pa.table(columns), tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet")
+        fine = [i % 100 for i in range(count)]
+        tables = {
+            "cifar10": {"label": [i % 10 for i in range(count)]},
+            "cifar100": {"fine_label": fine, "coarse_label": [superclass[i] for i in fine]},
+        }
+        for name, labels in tables.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            pq.write_table(pa.table({"img": images} | labels), tmp_path / name / f"{split}-00000-of-00001.parquet")
     monkeypatch.setenv("LRC_DATA", str(tmp_path))
     monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
 
