@@ -161,8 +161,8 @@ class VGG(nn.Module):
 class AlexNet(nn.Module):
     """Five convolutions, the first two of 5 x 5, three overlapping max poolings, and two linear layers.
 
-    After Krizhevsky et al., 2012, at the size of 32 x 32 images; with batch norm, without which adversarial training
-    stays at chance.
+    After Krizhevsky et al., 2012, at the size of 32 x 32 images; with batch norm, so that it trains by the recipes
+    of the other networks.
 
     Args:
         width: channels of the first convolution; the others have two, three, three and two times as many.

@@ -165,7 +165,7 @@ def refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
         rule = "make it a module of its own and give that a rule"
     kept = f'("{owner}",)' if owner else f"({name},)"
     raise InputError(
-        f"cannot linearize {describe(surgery, node)}: {reason}; or {rule}, or keep it non-linear: keep={kept}"
+        f"cannot linearize {describe(surgery, node)}: {reason}; {rule}, or keep it non-linear: keep={kept}"
     )
 
 
