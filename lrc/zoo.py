@@ -33,7 +33,7 @@ from torch import Generator, Tensor, nn
 
 from lrc import data as datasets
 from lrc.attacks import pgd
-from lrc.clustering import class_correlation, contrast
+from lrc.clustering import class_correlation, contrast, cut, tree
 from lrc.data import Images
 from lrc.data.cache import folder as cache_folder
 from lrc.errors import InputError
@@ -54,6 +54,7 @@ WEIGHTS = PACKAGE / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 EPS = 8 / 255
 WORDS = ("on", "reduction")  # options of objectives that are no numbers
+PARTITIONS = ("groups", "within")  # those that name groups of classes
 
 Recipe = dict[str, Any]
 Change = Mapping[str, Mapping[str, Any]]
@@ -164,7 +165,11 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
         name, change, limit: as in `recipe`; with a change it is shipped if it then is what another recipe makes.
         progress: where it has to be trained, say so on stderr, and show a progress bar.
     """
-    wanted = recipe(name, change=change, limit=limit)
+    return _obtain(recipe(name, change=change, limit=limit), name=name, progress=progress)
+
+
+def _obtain(wanted: Recipe, *, name: str = "a network", progress: bool = False) -> nn.Module:
+    """The network of any recipe, as `obtain` gives it."""
     if shipped := _shipped(wanted):
         return load(shipped).to(device())
     place = _kept(wanted)
@@ -206,7 +211,7 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
         try:
             with ProcessPoolExecutor(
-                min(_cores(), len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
+                min(cores(), len(missing)), get_context("spawn"), torch.set_num_threads, (1,)
             ) as pool:
                 list(pool.map(_train, *zip(*missing, strict=True), repeat(limit)))
         except BrokenProcessPool as error:
@@ -219,10 +224,8 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
 
 def _shipped(wanted: Recipe) -> str | None:
     """The name of the shipped network that this recipe makes, whatever the name it was asked for by."""
-    essence = _essence(wanted)
-    alike = (
-        name for name in names() if (WEIGHTS / f"{name}.safetensors").exists() and _essence(recipe(name)) == essence
-    )
+    same = essence(wanted)
+    alike = (name for name in names() if (WEIGHTS / f"{name}.safetensors").exists() and essence(recipe(name)) == same)
     return next(alike, None)
 
 
@@ -230,7 +233,7 @@ def _train(name: str, change: Change, limit: int | None) -> None:
     obtain(name, change=change, limit=limit)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -261,7 +264,7 @@ def images(name: str, *, change: Change | None = None, limit: int | None = None)
 
     Args: as in `recipe`.
     """
-    return _images(recipe(name, change=change, limit=limit))
+    return split_images(recipe(name, change=change, limit=limit))
 
 
 def make(
@@ -286,22 +289,18 @@ def make(
     """
     wanted, place = recipe(name), Path(work) / name
     made = place / WEIGHTS_FILE
-    _claim(place, wanted)
-    if not made.exists():
-        model, _ = fit(wanted, out=place, progress=progress)
-        _write(model.half(), made)
-    shipped = _restore(wanted, made).to(device())  # the figures are those of the rounded weights
-    test = _first(_images(wanted)[2], images)
+    shipped, history = trained(wanted, place=place, progress=progress)  # the figures are those of the rounded weights
+    test = _first(split_images(wanted)[2], images)
     report = evaluate(
-        shipped, test.subset(min(judged, len(test))), attacks="autoattack", eps=EPS,
+        shipped, test.subset(min(judged, len(test))), attacks="autoattack", eps=radius(wanted),
         generator=Generator().manual_seed(0), out=place / "evaluation", progress=progress,
     )  # fmt: skip
     record: dict[str, Any] = {
         "sha256": sha256(made),
         "made_by": wanted,
-        "figures": figures(shipped, test) | _judgement(report),
-        "versions": {"torch": torch.__version__.split("+")[0], "device": _device_name()},
-        "metrics": _read_metrics(place),
+        "figures": figures(shipped, test, eps=radius(wanted)) | _judgement(report),
+        "versions": {"torch": torch.__version__.split("+")[0], "device": device_name()},
+        "metrics": history,
     }
     if wanted.get("shipped"):
         write(WEIGHTS / f"{name}.safetensors", partial(shutil.copyfile, made))
@@ -312,12 +311,31 @@ def make(
     return info(name)
 
 
+def trained(wanted: Recipe, *, place: Path, progress: bool = False) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The network of a recipe with its weights rounded to half precision, and its metrics by epoch.
+
+    Args:
+        wanted: from `recipe`.
+        place: folder for checkpoints and weights; what was broken off goes on from there, what is finished stays.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the folder holds what another recipe made.
+    """
+    _claim(place, wanted)
+    made = place / WEIGHTS_FILE
+    if not made.exists():
+        model, _ = fit(wanted, out=place, progress=progress)
+        _write(model.half(), made)
+    return _restore(wanted, made).to(device()), _read_metrics(place)
+
+
 def _claim(place: Path, wanted: Recipe) -> None:
     """Notes in a folder by which recipe its network is made, or refuses the folder of another.
 
     What lies there without a note, as weights that were trained elsewhere, is taken to be of this recipe.
     """
-    note, made = place / "recipe.json", _essence(wanted)
+    note, made = place / "recipe.json", essence(wanted)
     if not note.exists():
         write_text(note, json.dumps(made, indent=1) + "\n")
         return
@@ -349,14 +367,15 @@ def fit(
         out: folder for the checkpoints; a training that was broken off goes on from there.
         progress: show a progress bar.
     """
-    rest, validation, _ = _images(wanted)
+    rest, validation, _ = split_images(wanted)
     model = _untrained(wanted).to(device())
     options = dict(wanted["training"])
     if "milestones" in options:
         options["schedule"] = milestones(*options.pop("milestones"))
     groups = rest.hierarchy.groups() if rest.hierarchy else None
     made = objective(wanted, rest.hierarchy)
-    attack = partial(pgd, eps=EPS, steps=10, step=2 / 255) if made.craft else None  # what is to be robust
+    eps = radius(wanted)
+    attack = partial(pgd, eps=eps, steps=10, step=eps / 4) if made.craft else None  # what is to be robust
     fast = wanted["objective"]["name"] == "fast"  # the one that can collapse
     history = train(
         model, rest, made, validation=validation, attack=attack, watch=_watch(validation, groups, fast=fast),
@@ -380,13 +399,16 @@ def _watch(
     return watch
 
 
-def figures(model: nn.Module, test: Images, *, measure: Callable[..., float] = accuracy) -> dict[str, Any]:
-    """Accuracy in [0, 1] on test images, clean and under PGD-20 (Linf 8/255, step 2/255, random start); contrasts.
+def figures(
+    model: nn.Module, test: Images, *, eps: float = EPS, measure: Callable[..., float] = accuracy
+) -> dict[str, Any]:
+    """Accuracy in [0, 1] on test images, clean and under PGD-20 (Linf, steps of eps / 4, random start); contrasts.
 
     Args:
+        eps: radius of the attack, in units of a pixel.
         measure: `lrc.accuracy`, or what shares the work with other processes.
     """
-    attack = partial(pgd, eps=EPS, steps=20, step=2 / 255)
+    attack = partial(pgd, eps=eps, steps=20, step=eps / 4)
     robust = measure(model, test, attack=attack, generator=Generator().manual_seed(0))
     contrasts = _contrasts(model, groups=test.hierarchy.groups()) if test.hierarchy else {}
     return {"images": len(test), "clean": measure(model, test), "pgd20": robust} | contrasts
@@ -397,7 +419,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _images(wanted: Recipe) -> tuple[Images, Images, Images]:
+def split_images(wanted: Recipe) -> tuple[Images, Images, Images]:
     options = dict(wanted["data"])
     name, held_out, limit = options.pop("name"), options.pop("validation"), options.pop("limit", None)
     rest, validation = datasets.named(name, "train", **options).split(held_out)
@@ -411,7 +433,7 @@ def _first(some: Images, n: int | None) -> Images:
 
 def _untrained(wanted: Recipe) -> nn.Module:
     """The network with its initial weights, which depend on the recipe's seed alone."""
-    generator = Generator().manual_seed(wanted["training"].get("seed", 0))
+    generator = Generator().manual_seed(_seed(wanted))
     options = dict(wanted["network"])
     return build(options.pop("name"), generator=generator, **options)
 
@@ -422,14 +444,71 @@ def objective(wanted: Recipe, hierarchy: Hierarchy | None) -> Objective:
     Raises:
         InputError: as `lrc.objectives.named`, or a value that is no number.
     """
-    options = {
-        k: v if k in WORDS else number(v) for k, v in wanted["objective"].items() if k not in ("name", "teacher")
-    }
+    aside = ("name", "teacher", "found_after", *PARTITIONS)
+    options = {k: v if k in WORDS else number(v) for k, v in wanted["objective"].items() if k not in aside}
     if "teacher" in wanted["objective"]:
         options["teacher"] = obtain(wanted["objective"]["teacher"], limit=wanted.get("trial"))
     if options.get("clustering"):
-        options["groups"] = hierarchy.groups() if hierarchy else None
+        options["groups"] = partition(wanted, hierarchy)
+    if "within" in wanted["objective"]:
+        options["within"] = partition(wanted, hierarchy, option="within")
     return named(wanted["objective"]["name"], **options)
+
+
+def partition(wanted: Recipe, hierarchy: Hierarchy | None, *, option: str = "groups") -> list[list[int]] | None:
+    """The groups of classes that the objective of a recipe speaks of.
+
+    They are given as lists of classes or as a word: "superclasses" (the default), "random" groups of the same sizes,
+    drawn by the seed of the training, "all" classes in one, or "found": those of the tree of the network's own C, cut
+    into as many as there are superclasses, after `found_after` epochs of the same training without the term.
+
+    Raises:
+        InputError: another word, or images without superclasses; None where no groups were asked for.
+    """
+    asked = wanted["objective"].get(option, "superclasses")
+    if not isinstance(asked, str):
+        return [list(group) for group in asked]
+    if hierarchy is None:
+        if option in wanted["objective"]:
+            raise InputError(
+                f"{option} = {asked!r} needs images with superclasses: give the groups as lists of classes"
+            )
+        return None
+    groups = hierarchy.groups()
+    if asked == "superclasses":
+        return groups
+    if asked == "all":
+        return [sorted(k for group in groups for k in group)]
+    if asked == "random":
+        order = torch.randperm(len(hierarchy.classes), generator=Generator().manual_seed(_seed(wanted))).tolist()
+        return [sorted(order.pop() for _ in group) for group in groups]
+    if asked == "found":
+        return cut(tree(class_correlation(linear_map(_scout(wanted)), centre=True)), len(groups))
+    raise InputError(f"{option} = {asked!r}, expected superclasses, random, all, found, or lists of classes")
+
+
+def _scout(wanted: Recipe) -> nn.Module:
+    """The network of the same training, less the term, after the epochs after which groups are looked for."""
+    after = wanted["objective"].get("found_after")
+    if not after:
+        raise InputError('groups = "found" needs found_after, the number of epochs after which they are looked for')
+    training = wanted["training"] | {"epochs": min(after, wanted["training"]["epochs"])}
+    return _obtain(wanted | {"objective": without_groups(wanted), "training": training})
+
+
+def without_groups(wanted: Recipe) -> dict[str, Any]:
+    """The section objective of a recipe, less all that has to do with groups of classes."""
+    of_groups = ("clustering", "on", "reduction", "found_after", "smoothing", *PARTITIONS)
+    return {k: v for k, v in wanted["objective"].items() if k not in of_groups}
+
+
+def radius(wanted: Recipe) -> float:
+    """The Linf radius at which the recipe's network is validated and judged, in units of a pixel."""
+    return float(number(wanted.get("eps", EPS)))
+
+
+def _seed(wanted: Recipe) -> int:
+    return int(wanted["training"].get("seed", 0))
 
 
 def number(value: Any) -> Any:
@@ -453,18 +532,18 @@ def number(value: Any) -> Any:
 def _kept(wanted: Recipe) -> Path:
     """Where a trained network that is not shipped is kept: by its recipe and the code of the package."""
     code = sorted(path for path in PACKAGE.rglob("*.py") if _bears_on_training(path))
-    digest = hashlib.sha256(json.dumps([_essence(wanted), torch.__version__], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([essence(wanted), torch.__version__], sort_keys=True).encode())
     for path in code:
         digest.update(path.read_bytes())
     return cache_folder() / "zoo" / digest.hexdigest()[:20]
 
 
-def _essence(wanted: Recipe) -> Recipe:
+def essence(wanted: Recipe) -> Recipe:
     """What of a recipe bears on the network, the recipe of its teacher included."""
     made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
     if "teacher" not in made["objective"]:
         return made
-    teacher = _essence(recipe(made["objective"]["teacher"], limit=made.get("trial")))
+    teacher = essence(recipe(made["objective"]["teacher"], limit=made.get("trial")))
     return made | {"teacher": teacher}
 
 
@@ -499,7 +578,7 @@ def _contrasts(model: nn.Module, *, groups: list[list[int]]) -> dict[str, float]
     return {f"contrast_{kind}": contrast(part[f"C_{kind}"], groups) for kind in ("raw", "centred")}
 
 
-def _device_name() -> str:
+def device_name() -> str:
     """What the figures were measured on."""
     at = device()
     return torch.cuda.get_device_name(at) if at.type == "cuda" else at.type

@@ -1,9 +1,28 @@
 """Labelled images: CIFAR, the built-in shapes, one's own arrays or folders."""
 
+from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.folders import Folder, folder
 from lrc.data.images import Images, batches
 from lrc.data.shapes import SHAPES, shapes
 from lrc.data.sources import named
+from lrc.data.stl10 import stl10
+from lrc.data.subpopulations import as_superclasses, cifar20, subpopulations
 
-__all__ = ["SHAPES", "Folder", "Images", "batches", "cifar10", "cifar100", "folder", "named", "shapes"]
+__all__ = [
+    "BREEDS",
+    "SHAPES",
+    "Folder",
+    "Images",
+    "as_superclasses",
+    "batches",
+    "breeds",
+    "cifar10",
+    "cifar20",
+    "cifar100",
+    "folder",
+    "named",
+    "shapes",
+    "stl10",
+    "subpopulations",
+]

@@ -65,35 +65,28 @@ def cifar10(split: str = "train", *, root: str | Path | None = None) -> Images:
     Raises InputError when the set is nowhere to be had, incomplete or damaged. Source: A. Krizhevsky,
     Learning Multiple Layers of Features from Tiny Images, 2009.
     """
-    x, fine, _ = _load(_CIFAR10, split, root)
-    return Images(x, fine, CIFAR10.classes, CIFAR10)
+    return Images(*_load(_CIFAR10, split, root), CIFAR10.classes, CIFAR10)
 
 
-def cifar100(split: str = "train", *, root: str | Path | None = None, labels: str = "fine") -> Images:
-    """CIFAR-100: as `cifar10`, in 100 classes with 20 superclasses as hierarchy, or in these 20 (`coarse`).
+def cifar100(split: str = "train", *, root: str | Path | None = None) -> Images:
+    """CIFAR-100: as `cifar10`, in 100 classes with the 20 superclasses, and kinds of these, as hierarchy.
 
-    Superclass ids are the standard ones. Raises InputError as `cifar10` does.
+    `lrc.data.as_superclasses` labels it by superclass. Raises InputError as `cifar10` does.
     """
-    if labels not in ("fine", "coarse"):
-        raise InputError(f"labels {labels!r}, expected 'fine' or 'coarse'")
-    x, fine, coarse = _load(_CIFAR100, split, root)
-    if labels == "coarse":
-        return Images(x, coarse, CIFAR100.levels[0].names)
-    return Images(x, fine, CIFAR100.classes, CIFAR100)
+    return Images(*_load(_CIFAR100, split, root), CIFAR100.classes, CIFAR100)
 
 
-def _load(what: _Set, split: str, root: str | Path | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels, fine labels and group labels."""
+def _load(what: _Set, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
+    """Pixels and labels."""
     if split not in ("train", "test"):
         raise InputError(f"split {split!r}, expected 'train' or 'test'")
     tensors = _tensors(what, split, root)
-    of = torch.tensor(what.hierarchy.levels[0].of)
-    return tensors["x"].permute(0, 3, 1, 2), tensors["y"], of[tensors["y"]]
+    return tensors["x"].permute(0, 3, 1, 2), tensors["y"]
 
 
 def _tensors(what: _Set, split: str, root: str | Path | None) -> cache.Tensors:
     name = f"{what.name}-{split}"
-    base = _base(root)
+    base = base_folder(root)
     files = _find(what, split, base) if base else []
     if not files and root is None:
         # What was decoded from files now gone serves as well, unless these were an excerpt or a variant.
@@ -107,7 +100,7 @@ def _tensors(what: _Set, split: str, root: str | Path | None) -> cache.Tensors:
     return cache.load(name, source=source) or _decode(what, files, name, source)
 
 
-def _base(root: str | Path | None) -> Path | None:
+def base_folder(root: str | Path | None) -> Path | None:
     named = root if root is not None else os.environ.get("LRC_DATA")
     if named and not Path(named).is_dir():
         origin = "LRC_DATA" if root is None else "root"
@@ -117,10 +110,10 @@ def _base(root: str | Path | None) -> Path | None:
 
 def _find(what: _Set, split: str, base: Path) -> list[Path]:
     """The files of the split, in order, or none. Raises InputError where only some of them are there."""
-    for folder in _folders(base, what.name):
+    for folder in folders_of(base, what.name):
         if files := sorted(f for home in HOMES for f in (folder / home).glob(f"{split}-*-of-*.parquet")):
             return _whole(files, split)
-    for folder in _folders(base, what.folder):
+    for folder in folders_of(base, what.folder):
         files = [folder / batch for batch in what.batches[split]]
         there = [file.exists() for file in files]
         if any(there):
@@ -130,7 +123,7 @@ def _find(what: _Set, split: str, base: Path) -> list[Path]:
     return []
 
 
-def _folders(base: Path, name: str) -> list[Path]:
+def folders_of(base: Path, name: str) -> list[Path]:
     return [*([base] if base.name == name else []), base / name, *sorted(base.glob(f"*/{name}"))]
 
 

@@ -1,31 +1,64 @@
 """The data sets by name."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.folders import folder
 from lrc.data.images import Images
 from lrc.data.shapes import shapes
+from lrc.data.stl10 import stl10
+from lrc.data.subpopulations import as_superclasses, cifar20, parted
 from lrc.errors import InputError
 
 __all__ = ["SOURCES", "named"]
 
-SOURCES: dict[str, Callable[..., Images]] = {"cifar10": cifar10, "cifar100": cifar100, "shapes": shapes}
+
+def _cifar20(split: str, *, part: str = "source", **options: Any) -> Images:
+    return cifar20(part, split, **options)
 
 
-def named(name: str, split: str, **options: Any) -> Images:
+def _breeds(name: str, split: str, **options: Any) -> Images:
+    return breeds(name, split=split, **options)
+
+
+SOURCES: dict[str, Callable[..., Images]] = {
+    "cifar10": cifar10,
+    "cifar20": _cifar20,
+    "cifar100": cifar100,
+    "shapes": shapes,
+    "stl10": stl10,
+    **{name: partial(_breeds, name) for name in BREEDS},
+}
+PARTED = ("cifar20", *BREEDS)  # that have parts of their own
+OF_PARTS = ("held_out", "choice", "superclasses")
+
+
+def named(name: str, split: str, *, labels: str = "classes", **options: Any) -> Images:
     """The part of the data set called `name`, with the options of its function.
+
+    Of any set with superclasses the sub-populations can be had: `part` gives "source" or "target", parted by the
+    options of `lrc.data.subpopulations`.
 
     Args:
         name: one of `SOURCES`; or the path of a folder in which `train` and `test` (or `val`) hold a folder of images
             for each class: see `lrc.data.folder`, whose side is 32 pixels here unless `size` says otherwise.
         split: "train" or "test".
+        labels: "classes", or "superclasses" to have these as the labels.
 
     Raises:
         InputError: there is no such data set, the message lists those there are; and as its function.
     """
+    if labels not in ("classes", "superclasses"):
+        raise InputError(f"labels {labels!r}, expected 'classes' or 'superclasses'")
+    if labels == "superclasses":
+        return as_superclasses(named(name, split, **options))
+    if name not in PARTED and "part" in options:
+        parting = {key: options.pop(key) for key in ("part", *OF_PARTS) if key in options}
+        return parted(named(name, split, **options), **parting)
     if name in SOURCES:
         return SOURCES[name](split, **options)
     place = Path(name).expanduser()

@@ -6,7 +6,7 @@ another.
 """
 
 from lrc.objectives.crafting import bent, near, steepest
-from lrc.objectives.features import clustr, magnet
+from lrc.objectives.features import clustr, feature_clustering, magnet
 from lrc.objectives.losses import (
     cross_entropy,
     distillation,
@@ -19,7 +19,7 @@ from lrc.objectives.losses import (
 from lrc.objectives.methods import METHODS, adversarial, clustered, named, standard
 from lrc.objectives.objective import Craft, Loss, Objective, Pass, Term, adding, awp
 from lrc.objectives.overfitting import collapsed, watch_collapse
-from lrc.objectives.terms import clustering, clustering_term, jacobian, row_clustering
+from lrc.objectives.terms import clustering, clustering_term, jacobian, logit_penalty, row_clustering
 from lrc.objectives.weights import orthogonality, parseval, soft_orthogonality, spectral_norm
 
 __all__ = [
@@ -40,9 +40,11 @@ __all__ = [
     "collapsed",
     "cross_entropy",
     "distillation",
+    "feature_clustering",
     "jacobian",
     "local_flatness",
     "local_linearity",
+    "logit_penalty",
     "magnet",
     "mart",
     "named",

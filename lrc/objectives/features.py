@@ -1,4 +1,4 @@
-"""Training that draws the features of a class together, and apart from those of others."""
+"""Training that draws features together: those of a class, or the means of the classes of a superclass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from lrc.attacks.losses import pick
 from lrc.errors import InputError
 from lrc.objectives.losses import divergence
-from lrc.objectives.objective import logits, refuse_compiled, wide
+from lrc.objectives.objective import Pass, logits, refuse_compiled, wide
+from lrc.objectives.terms import Groups, aside, membership
 
-__all__ = ["clustr", "magnet"]
+__all__ = ["clustr", "feature_clustering", "magnet"]
 
 
 def clustr(
@@ -66,6 +67,44 @@ def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float =
     spread = 2 * (mine.sum() / (len(y) - 1)).clamp(min=1e-6)
     others = (-d / spread).masked_fill(members.bool(), -torch.inf).logsumexp(1)
     return (gap + mine / spread + others).relu().mean()
+
+
+def feature_clustering(model: nn.Module, seen: Pass, *, groups: Groups) -> Float[Tensor, ""]:
+    """Share of the scatter of the class means that lies within superclasses, in features of the examples.
+
+    ``sum_g sum_{k in g} |mu_k - mu_g|^2 / sum_k |mu_k - mu|^2``, with mu_k the mean in the batch of what the last
+    linear layer sees of class k, mu_g and mu the means of the mu_k of a superclass and of all of them. It lies in
+    [0, 1] and does not change with the scale of the features. It is 0 where the mu_k are all the same. Classes without
+    an image in the batch, or in no superclass, are left out; in a training spread over processes the means are of each
+    one's share.
+
+    It costs one more pass of the network, which leaves the running statistics alone.
+
+    Args:
+        groups: as in `clustering_term`.
+
+    Raises:
+        InputError: such groups as `clustering_term` refuses, no linear layer, or a compiled network.
+    """
+    members = membership(groups, seen.z_adv)
+    with head_inputs(model) as inputs:
+        aside(model, seen.x_adv)
+    return _scatter_within(wide(inputs[-1]), seen.y, members)
+
+
+def _scatter_within(
+    features: Float[Tensor, "n d"], y: Int[Tensor, " n"], members: Float[Tensor, "groups classes"]
+) -> Float[Tensor, ""]:
+    """`feature_clustering` of features. Absent classes get weight 0, so that no shape depends on the batch."""
+    own = F.one_hot(y, members.shape[1]).to(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        present = members * (own.sum(0) > 0)
+        means = own.T @ features / own.sum(0).clamp(min=1)[:, None]
+        centres = present @ means / present.sum(1).clamp(min=1)[:, None]
+        counted = present.sum(0)
+        within = counted @ (means - present.T @ centres).square().sum(1)
+        total = counted @ (means - counted @ means / counted.sum().clamp(min=1)).square().sum(1)
+    return within / total.where(total > 0, 1.0)
 
 
 @contextmanager

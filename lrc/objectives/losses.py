@@ -9,6 +9,7 @@ from lrc.attacks.losses import pick
 from lrc.defences import JPEG, labelled
 from lrc.errors import InputError
 from lrc.objectives.objective import logits, refuse_compiled, wide
+from lrc.objectives.terms import Groups, membership, sharing
 
 __all__ = [
     "behind_jpeg",
@@ -29,17 +30,29 @@ def cross_entropy(
     x_adv: Float[Tensor, "n *shape"],
     *,
     smoothing: float = 0.0,
+    groups: Groups | None = None,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """``mean -log p_y(x_adv)``, with p = softmax(z / temperature).
 
     Args:
-        smoothing: share of the label's weight that is spread over all the classes alike, itself included.
+        smoothing: share of the label's weight, in [0, 1], that is spread over all the classes alike, itself included.
+        groups: superclasses, lists of the numbers of their classes: the share is then spread over the classes of the
+            label's own group alone, and a class in none of them keeps its label whole.
         temperature: divides the logits; what the teacher of a defensive distillation is trained with.
+
+    Raises:
+        InputError: another share, or groups as `clustering_term` refuses them.
 
     Source: label smoothing, Szegedy et al., *Rethinking the inception architecture* (2016), section 7.
     """
-    return F.cross_entropy(logits(model, x_adv) / temperature, y, label_smoothing=smoothing)
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"smoothing must be a share of the label, in [0, 1], not {smoothing}")
+    z = logits(model, x_adv) / temperature
+    if groups is None:
+        return F.cross_entropy(z, y, label_smoothing=smoothing)
+    whole = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return F.cross_entropy(z, whole.lerp(sharing(membership(groups, z)), smoothing)[y])
 
 
 def behind_jpeg(

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from lrc.attacks import fgsm, pgd
 from lrc.errors import InputError
 from lrc.objectives import losses, terms, weights
 from lrc.objectives.crafting import bent, near, steepest
-from lrc.objectives.features import clustr
+from lrc.objectives.features import clustr, feature_clustering
 from lrc.objectives.objective import Objective, adding, awp
 from lrc.objectives.terms import Groups
 
@@ -28,6 +29,7 @@ def named(
     clustering: float = 0.0,
     on: str = "logits",
     reduction: str = "sum",
+    squeezing: float = 0.0,
     awp: float = 0.0,
     **options: Any,
 ) -> Objective:
@@ -37,8 +39,9 @@ def named(
         name: one of `METHODS`.
         groups: superclasses, for the clustering term.
         clustering: weight of the clustering term (the paper's beta is 0.1); 0 for none.
-        on, reduction: of that term, see `clustered`: what it acts on, "logits" or "rows" of the linear map; and "sum"
-            or "mean" (the paper's for CIFAR-20, where the weight is 1).
+        on, reduction: of that term, see `clustered`: what it acts on, "features", "logits" or "rows" of the linear map;
+            and "sum" or "mean" (the paper's for CIFAR-20, where the weight is 1).
+        squeezing: weight of `logit_penalty`, which makes logits small without regard to superclasses; 0 for none.
         awp: size gamma of the adversarial weight perturbation (0.01, with TRADES 0.005); 0 for none.
         options: of the method; see `METHODS[name]` for those it has.
 
@@ -59,7 +62,7 @@ def named(
     possible, needed = list(parameters), [k for k, p in parameters.items() if p.default is p.empty]
     unknown = [option for option in options if option not in possible]
     if unknown:
-        others = ", ".join([*possible, "groups", "clustering", "on", "reduction", "awp"])
+        others = ", ".join([*possible, "groups", "clustering", "on", "reduction", "squeezing", "awp"])
         raise InputError(f"{name} has no option {unknown[0]!r}; there are {others}")
     if missing := [option for option in needed if option not in options]:
         raise InputError(f"{name} needs the option {missing[0]!r}: give it too")
@@ -68,6 +71,8 @@ def named(
         if not groups:
             raise InputError("the clustering term needs groups: lists of the classes of each superclass")
         objective = clustered(objective, groups, weight=clustering, on=on, reduction=reduction)
+    if squeezing:
+        objective = adding(objective, terms.logit_penalty, weight=squeezing)
     return _perturbed(objective, gamma=awp) if awp else objective
 
 
@@ -82,23 +87,29 @@ def clustered(
     Args:
         groups: the superclasses, lists of the numbers of their classes.
         weight: of the term; absent, the paper's beta: 0.1 with "sum" (CIFAR-10), 1 with "mean" (CIFAR-20), and 1 for
-            rows, where there is no published one.
-        on: "logits", of the examples that are crafted (the paper's `clustering_term`), or "rows", of the linear map
-            (`row_clustering`).
+            features and rows, where there is no published one.
+        on: "features", of the examples that are crafted (`feature_clustering`), "logits", of these examples (the
+            paper's `clustering_term`), or "rows", of the linear map (`row_clustering`).
         reduction: of the term on logits.
 
     Raises:
         InputError: something else that it could act on.
     """
-    held = tuple(tuple(int(k) for k in group) for group in groups)
+    held = _held(groups)
     published = 0.1 if on == "logits" and reduction == "sum" else 1.0
-    if on == "logits":
-        term = partial(terms.clustering, groups=held, reduction=reduction)
-    elif on == "rows":
-        term = partial(terms.row_clustering, groups=held)
-    else:
-        raise InputError(f'the clustering term acts on "logits" or "rows", not {on!r}')
-    return adding(objective, term, weight=published if weight is None else weight)
+    possible = {
+        "features": partial(feature_clustering, groups=held),
+        "logits": partial(terms.clustering, groups=held, reduction=reduction),
+        "rows": partial(terms.row_clustering, groups=held),
+    }
+    if on not in possible:
+        raise InputError(f'the clustering term acts on "features", "logits" or "rows", not {on!r}')
+    return adding(objective, possible[on], weight=published if weight is None else weight)
+
+
+def _held(groups: Groups) -> Groups:
+    """The groups as numbers that do not change, and that look the same wherever they come from."""
+    return tuple(tuple(int(k) for k in group) for group in groups)
 
 
 def standard(
@@ -140,9 +151,10 @@ def _standard(*, temperature: float = 1.0) -> Objective:
     return Objective(partial(losses.cross_entropy, temperature=temperature))
 
 
-def _label_smoothing(*, smoothing: float = 0.1) -> Objective:
-    """Cross-entropy with a tenth of the label spread over all classes."""
-    return Objective(partial(losses.cross_entropy, smoothing=smoothing))
+def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) -> Objective:
+    """Cross-entropy with a tenth of the label spread over all classes, or within its superclass."""
+    loss = partial(losses.cross_entropy, smoothing=smoothing)
+    return Objective(loss if within is None else partial(loss, groups=_held(within)))
 
 
 def _fast(*, eps: float = EPS) -> Objective:
@@ -150,9 +162,19 @@ def _fast(*, eps: float = EPS) -> Objective:
     return Objective(losses.cross_entropy, partial(fgsm, eps=eps, random_start=True))
 
 
-def _adversarial(*, eps: float = EPS, steps: int = 10, step: float | None = 0.007) -> Objective:
-    """Adversarial training by PGD (Madry et al., 2018), options of the paper."""
-    return Objective(losses.cross_entropy, partial(pgd, eps=eps, steps=steps, step=step))
+def _adversarial(
+    *,
+    eps: float = EPS,
+    steps: int = 10,
+    step: float | None = 0.007,
+    smoothing: float = 0.0,
+    within: Groups | None = None,
+) -> Objective:
+    """Adversarial training by PGD (Madry et al., 2018), options of the paper; labels may be smoothed as above."""
+    if within is not None and not smoothing:
+        raise InputError("within says where a share of the label is spread: give smoothing, that share, too")
+    plain = _label_smoothing(smoothing=smoothing, within=within) if smoothing else _standard()
+    return replace(plain, craft=partial(pgd, eps=eps, steps=steps, step=step))
 
 
 def _trades(*, beta: float = 6.0, eps: float = EPS, steps: int = 10, step: float = 0.007) -> Objective:

@@ -12,7 +12,7 @@ from lrc.errors import InputError
 from lrc.linearization import linearize
 from lrc.objectives.objective import Pass, wide
 
-__all__ = ["clustering", "clustering_term", "jacobian", "row_clustering"]
+__all__ = ["clustering", "clustering_term", "jacobian", "logit_penalty", "row_clustering"]
 
 Groups = Sequence[Sequence[int]]
 
@@ -42,9 +42,23 @@ def clustering_term(z: Float[Tensor, "n classes"], groups: Groups, *, reduction:
     >>> clustering_term(z, [[0, 1], [2]], reduction="mean")  # the mean of 0.5 and 0
     tensor(0.2500)
     """
-    share, weights = _sharing(groups, z, reduction)
+    if reduction not in ("sum", "mean"):
+        raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}')
+    members = membership(groups, z)
     with torch.autocast(z.device.type, enabled=False):
-        return ((z - z @ share).square().mean(0) * weights).sum()
+        each = torch.full_like(members, 0.1) if reduction == "sum" else 1 / (len(groups) * members.sum(1, keepdim=True))
+        return ((z - z @ sharing(members)).square().mean(0) * (each * members).sum(0)).sum()
+
+
+def logit_penalty(model: nn.Module, seen: Pass) -> Float[Tensor, ""]:
+    """``0.1 sum_j z_j^2``, batch mean, of the logits that the loss had of the examples: they are made small.
+
+    It is `clustering` without the mean of the superclass: a control that shrinks the logits and knows no superclass.
+    With the logits' own mean subtracted it is the `clustering_term` of one group of all classes.
+
+    Source: the penalty of logit squeezing, Kannan, Kurakin & Goodfellow, *Adversarial logit pairing* (2018).
+    """
+    return 0.1 * seen.z_adv.square().sum(1).mean()
 
 
 def row_clustering(model: nn.Module, seen: Pass, *, groups: Groups) -> Float[Tensor, ""]:
@@ -102,16 +116,22 @@ def aside(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n cl
     return wide(functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,)))
 
 
-def _sharing(groups: Groups, z: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """The matrix that puts a group's mean in the place of each member, and each class' weight in the term."""
+def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "groups classes"]:
+    """1 where the class stands in the group, in the type and on the device of the logits z.
+
+    Raises:
+        InputError: a class that z does not have or that stands in two groups, or an empty group.
+    """
     classes = z.shape[1]
     members = [k for group in groups for k in group]
     if len(set(members)) < len(members) or not all(0 <= k < classes for k in members) or not all(map(len, groups)):
         raise InputError(f"groups must part some of the classes 0..{classes - 1}, each in one group, not {groups}")
-    if reduction not in ("sum", "mean"):
-        raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}')
-    share, weights = torch.eye(classes), torch.zeros(classes)
-    for group in map(list, groups):
-        share[torch.tensor(group)[:, None], group] = 1 / len(group)
-        weights[group] = 0.1 if reduction == "sum" else 1 / (len(groups) * len(group))
-    return share.to(z), weights.to(z)
+    held = torch.zeros(len(groups), classes, dtype=z.dtype)
+    held[[i for i, group in enumerate(groups) for _ in group], members] = 1
+    return held.to(z.device)
+
+
+def sharing(members: Float[Tensor, "groups classes"]) -> Float[Tensor, "classes classes"]:
+    """The symmetric matrix that puts the mean of a group in the place of each member and leaves other classes alone."""
+    with torch.autocast(members.device.type, enabled=False):
+        return members.T @ (members / members.sum(1, keepdim=True)) + torch.diag(1 - members.sum(0))

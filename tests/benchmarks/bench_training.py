@@ -7,6 +7,7 @@ times are medians. On a CPU: the small ResNet of the zoo, batches of 128. On a G
 - The bare passes: forward and input gradient for each step of PGD (eval mode, frozen, channels-last), forward and
   backward for the step of training, and nothing else: no projection, no random start, no data, no optimizer.
 - The plain loop: the same training as one writes it down, with contiguous tensors and no parameter frozen.
+- Terms: a step of PGD-3 with the clustering term on logits, features and rows, against the step without a term.
 - Compiled: epochs after the first, with `compile=True` and without.
 - Two processes of one thread each (`torchrun`) against one process of one thread, the same batches; on a CPU only.
 - On a GPU also: images a second and TFLOP/s in bf16, and their share of what a product of large matrices reaches.
@@ -29,11 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrc.data import Images
 from lrc.models import resnet8, resnet18
-from lrc.objectives import named
+from lrc.objectives import clustered, named
 from lrc.profiles import device
 from lrc.training import train
 
 EPS, STEP, TURNS, STEPS_TIMED = 8 / 255, 0.007, 5, 4
+GROUPS = [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
 BOUNDS = {
     "PGD-10 step / bare passes": 1.10,
     "PGD-5 step / bare passes": 1.10,
@@ -72,9 +74,10 @@ def medians(*functions: Callable[[], object]) -> list[float]:
     return [statistics.median(times) for times in zip(*rounds[1:], strict=True)]
 
 
-def ours(model: nn.Module, data: Images, *, steps: int, **options: object) -> list[dict[str, object]]:
-    """One epoch of the package's loop."""
+def ours(model: nn.Module, data: Images, *, steps: int, on: str = "", **options: object) -> list[dict[str, object]]:
+    """One epoch of the package's loop, with a clustering term where it is told on what."""
     objective = named("adversarial", eps=EPS, steps=steps, step=STEP)
+    objective = clustered(objective, GROUPS, on=on) if on else objective
     return train(model, data, objective, batch_size=BATCH, **{"epochs": 1, **options})
 
 
@@ -130,6 +133,15 @@ def of_steps() -> dict[str, float]:
     return ratios
 
 
+def of_terms() -> dict[str, float]:
+    """What the clustering term adds to a step."""
+    kinds = ("", "logits", "features", "rows")
+    epoch = partial(ours, network(), noise(STEPS_TIMED * BATCH), steps=3, lr=0.01)
+    plain, *others = medians(*(partial(epoch, on=on) for on in kinds))
+    print(f"PGD-3, batch {BATCH}: {plain / STEPS_TIMED * 1000:.1f} ms without a term")
+    return {f"PGD-3 step with the term on {on} / without": t / plain for on, t in zip(kinds[1:], others, strict=True)}
+
+
 def of_compiling() -> dict[str, float]:
     """Compiled against not, in epochs after the first."""
     data, times = noise(STEPS_TIMED * BATCH), {}
@@ -183,7 +195,7 @@ def main() -> None:
     if not ON_GPU:
         torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
     print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads")
-    ratios = of_steps() | of_compiling() | (of_the_gpu() if ON_GPU else of_processes())
+    ratios = of_steps() | of_terms() | of_compiling() | (of_the_gpu() if ON_GPU else of_processes())
     missed = [what for what, ratio in ratios.items() if ratio > BOUNDS.get(what, torch.inf)]
     for what, ratio in ratios.items():
         print(f"{what}: {ratio:.3f}" + (f" (bound {BOUNDS[what]:.3f})" if what in BOUNDS else ""))

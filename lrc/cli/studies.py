@@ -1,0 +1,53 @@
+"""`lrc study`: the trainings of a table, what is missing of them."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from lrc import studies, zoo
+from lrc.errors import InputError
+from lrc.profiles import device
+
+
+def study(
+    names: Annotated[list[str], typer.Argument(help="Studies, or single rows of one.")],
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints: what was broken off goes on from there.")] = Path(
+        "_build/studies"
+    ),
+    jobs: Annotated[int, typer.Option(min=0, help="Rows at a time; 0 for one a core, or one on an accelerator.")] = 0,
+    show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
+) -> None:
+    """Train what is not recorded yet of a study, measure it, and record it in the package; a named row is made anew."""
+    wanted = [row for name in names for row in _rows(name, all_of_them=show)]
+    if show:
+        missing = {row for name in studies.names() for row in studies.left(name)}
+        for row in wanted:
+            print(f"{row} (not recorded)" if row in missing else row)
+        return
+    at_once = jobs or (zoo.cores() if device().type == "cpu" else 1)
+    if at_once == 1 or len(wanted) < 2:
+        for row in wanted:
+            _make(row, work)
+        return
+    with ProcessPoolExecutor(min(at_once, len(wanted)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for made in [pool.submit(_make, row, work) for row in wanted]:
+            made.result()
+
+
+def _rows(name: str, *, all_of_them: bool) -> list[str]:
+    """The rows to make: those of a study that are missing, or the one of that name."""
+    if name in studies.names():
+        return [row.name for row in studies.rows(name)] if all_of_them else studies.left(name)
+    try:
+        return [studies.row(name).name]
+    except InputError as error:
+        raise InputError(f"there is no study or row {name!r}; the studies are {', '.join(studies.names())}") from error
+
+
+def _make(name: str, work: Path) -> None:
+    studies.make(name, work=work)
+    print(f"{name}: recorded", flush=True)
