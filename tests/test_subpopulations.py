@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrc.data import Images, as_superclasses, cifar20, named, shapes, subpopulations
-from lrc.data.subpopulations import OFFICIAL
+from lrc.data.parts import OFFICIAL
 from lrc.errors import InputError
 from lrc.hierarchy import CIFAR100
 
@@ -18,7 +18,7 @@ def cifar100(monkeypatch):
     y = torch.arange(100).repeat(2)
     x = y.to(torch.uint8)[:, None, None, None].expand(200, 3, 32, 32).contiguous()
     images = Images(x, y, CIFAR100.classes, CIFAR100)
-    monkeypatch.setattr("lrc.data.subpopulations.cifar100", lambda split, root=None: images)
+    monkeypatch.setattr("lrc.data.parts.cifar100", lambda split, root=None: images)
     return images
 
 

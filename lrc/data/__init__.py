@@ -4,10 +4,10 @@ from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.folders import Folder, folder
 from lrc.data.images import Images, batches
+from lrc.data.parts import as_superclasses, cifar20, subpopulations
 from lrc.data.shapes import SHAPES, shapes
 from lrc.data.sources import named
 from lrc.data.stl10 import stl10
-from lrc.data.subpopulations import as_superclasses, cifar20, subpopulations
 
 __all__ = [
     "BREEDS",

@@ -9,9 +9,9 @@ from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.folders import folder
 from lrc.data.images import Images
+from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
 from lrc.data.stl10 import stl10
-from lrc.data.subpopulations import as_superclasses, cifar20, parted
 from lrc.errors import InputError
 
 __all__ = ["SOURCES", "named"]

@@ -85,7 +85,7 @@ class Split:
         return self.right + self.within
 
 
-def confusions(said: Int[Tensor, " n"], y: Int[Tensor, " n"], groups: Groups) -> Split:
+def confusions(said: Int[Tensor, " n"], y: Int[Tensor, " labels"], groups: Groups) -> Split:
     """How the answers of a classifier part into right, wrong within the superclass, and wrong across superclasses.
 
     Args:
