@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks format store check zoo runs architectures constraints clean
+.PHONY: help book html test lint types units notebooks format store check zoo runs studies architectures constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -57,6 +57,10 @@ zoo: $(READY)  ## train the shipped networks again (hours on a CPU)
 
 runs: $(READY)  ## train ResNet-18 by the paper's recipe and record it (hours on a GPU; what was broken off goes on)
 	$(BIN)/lrc zoo make $(RUNS)
+	$(BIN)/lrc study resnet18-subpopulations resnet18-boosting
+
+studies: $(READY)  ## train, measure and record what is missing of the tables of chapters 9 and 10 (hours on a CPU)
+	$(BIN)/lrc study subpopulations boosting
 
 architectures: $(READY)  ## linearize every classification network of torchvision, and write what came out into the book
 	$(BIN)/python tools/architectures.py

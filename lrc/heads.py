@@ -29,6 +29,7 @@ def with_new_head(
     epochs: int = 2,
     batch_size: int = 128,
     lr: float = 0.02,
+    augment: bool = True,
     precision: str = "float32",
     seed: int = 0,
 ) -> nn.Module:
@@ -45,7 +46,7 @@ def with_new_head(
         layers: "head", or "all" to train all weights on after the fit.
         l2: of `logistic_regression`.
         objective: of the training of all layers, `lrc.objectives.named("standard")` if absent.
-        epochs, batch_size, lr, precision, seed: of that training, see `lrc.train`.
+        epochs, batch_size, lr, augment, precision, seed: of that training, see `lrc.train`.
 
     Returns:
         The new network in eval mode, on the device of the model.
@@ -68,6 +69,7 @@ def with_new_head(
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            augment=augment,
             precision=precision,
             seed=seed,
         )

@@ -44,6 +44,7 @@ class Profile:
         fine: what the names of the networks on the data with most levels of classes begin with.
         architectures: what the names of networks begin with that differ in the architecture alone.
         random: networks with random weights in a null distribution.
+        subpopulations, boosting: the studies (`lrc.studies`) of the paper's two applications.
         overfit: training images of a training that is to overfit.
         fast: training images of one by single steps.
         broken: accuracy in [0, 1] at or below which a network counts as broken by an attack.
@@ -70,6 +71,8 @@ class Profile:
     fine: str
     architectures: tuple[str, ...]
     random: int
+    subpopulations: str
+    boosting: str
     overfit: int
     fast: int
     broken: float
@@ -98,6 +101,8 @@ _PROFILES = {
             fine="shapes-resnet8",
             architectures=("shapes-resnet8", "shapes-vgg6", "shapes-densenet12", "shapes-alexnet"),
             random=100,
+            subpopulations="shapes-subpopulations",
+            boosting="shapes-boosting",
             overfit=800,
             fast=3200,
             broken=0.1,
@@ -134,6 +139,8 @@ _PROFILES = {
             fine="cifar100-small",
             architectures=("cifar10-small", "cifar10-vgg6", "cifar10-densenet12", "cifar10-alexnet"),
             random=100,
+            subpopulations="subpopulations",
+            boosting="boosting",
             overfit=1600,
             fast=3200,
             broken=0.1,
@@ -156,6 +163,8 @@ _PROFILES = {
             fine="cifar100-resnet18",
             architectures=("cifar10-resnet18", "cifar10-vgg6", "cifar10-densenet12", "cifar10-alexnet"),
             random=100,
+            subpopulations="resnet18-subpopulations",
+            boosting="resnet18-boosting",
             overfit=5000,
             fast=45_000,
             broken=0.1,
@@ -229,6 +238,8 @@ def _limited(p: Profile, most: int) -> Profile:
         defences=("standard", "at"),
         architectures=p.architectures[:2],
         random=min(p.random, 4),
+        subpopulations=_PROFILES["quick"].subpopulations,  # trained as it is looked up: the smallest there is
+        boosting=_PROFILES["quick"].boosting,
         steps=min(p.steps, 2),
         seeds=min(p.seeds, 2),  # a standard deviation needs two
     )

@@ -12,15 +12,13 @@
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,6 +42,7 @@ from lrc.linearization import linear_map
 from lrc.models import build
 from lrc.objectives import Objective, collapsed, named, watch_collapse
 from lrc.profiles import device
+from lrc.recipes import EPS, PARTITIONS, Change, Recipe, essence, names, number, radius, recipe, seed_of, without_groups
 from lrc.training import milestones, train
 from lrc.training.checkpoints import LAST, PREVIOUS
 
@@ -52,66 +51,7 @@ __all__ = ["images", "info", "linear_part", "load", "make", "metrics", "names", 
 PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
 WEIGHTS_FILE = "weights.safetensors"
-EPS = 8 / 255
 WORDS = ("on", "reduction")  # options of objectives that are no numbers
-PARTITIONS = ("groups", "within")  # those that name groups of classes
-
-Recipe = dict[str, Any]
-Change = Mapping[str, Mapping[str, Any]]
-"""Other values for some entries of a recipe, by section: {"training": {"seed": 1}}."""
-
-
-@cache
-def recipes() -> dict[str, Recipe]:
-    """All recipes by name, as they stand in `recipes.toml`, with what they take over from others filled in."""
-    written = tomllib.loads((PACKAGE / "recipes.toml").read_text())
-    return {name: _whole(name, written) for name in written}
-
-
-def _whole(name: str, written: dict[str, Recipe]) -> Recipe:
-    """The recipe that is written `like` another, entry by entry; the objective it names anew, if any, as a whole."""
-    given = dict(written[name])
-    if "like" not in given:
-        return given
-    base = _whole(given.pop("like"), written)
-    merged = {
-        key: {**base.get(key, {}), **entries} if isinstance(entries, dict) and key != "objective" else entries
-        for key, entries in given.items()
-    }
-    return {k: v for k, v in base.items() if k != "shipped"} | merged
-
-
-def names() -> list[str]:
-    """Names of all the recipes; `info` says of which there are weights, and of which recorded figures."""
-    return list(recipes())
-
-
-def recipe(name: str, *, change: Change | None = None, limit: int | None = None) -> Recipe:
-    """The recipe called `name`: sections data, network, objective and training.
-
-    Args:
-        name: one of `names()`.
-        change: other values for some entries.
-        limit: for trials, at most so many images of each part, and one epoch; a teacher's too.
-
-    Raises:
-        InputError: no recipe of that name, or no such section; the message lists those there are.
-    """
-    if name not in recipes():
-        raise InputError(f"the zoo has no {name!r}; there are {', '.join(names())}")
-    given: Recipe = {k: dict(v) if isinstance(v, dict) else v for k, v in recipes()[name].items()}
-    sections = [section for section, entries in given.items() if isinstance(entries, dict)]
-    for section, entries in (change or {}).items():
-        if section not in sections:
-            raise InputError(f"a recipe has no section {section!r}; there are {', '.join(sections)}")
-        given[section] |= entries
-    if limit is not None and limit < 1:
-        raise InputError(f"a limit of {limit} images leaves none: give at least 1")
-    if limit is not None:
-        given["data"]["limit"] = min(limit, given["data"].get("limit", limit))
-        given["trial"] = limit
-        given["training"] |= {"epochs": 1, "batch_size": min(limit, given["training"]["batch_size"])}
-    return given
 
 
 def info(name: str) -> dict[str, Any]:
@@ -433,7 +373,7 @@ def _first(some: Images, n: int | None) -> Images:
 
 def _untrained(wanted: Recipe) -> nn.Module:
     """The network with its initial weights, which depend on the recipe's seed alone."""
-    generator = Generator().manual_seed(_seed(wanted))
+    generator = Generator().manual_seed(seed_of(wanted))
     options = dict(wanted["network"])
     return build(options.pop("name"), generator=generator, **options)
 
@@ -460,13 +400,16 @@ def partition(wanted: Recipe, hierarchy: Hierarchy | None, *, option: str = "gro
 
     They are given as lists of classes or as a word: "superclasses" (the default), "random" groups of the same sizes,
     drawn by the seed of the training, "all" classes in one, or "found": those of the tree of the network's own C, cut
-    into as many as there are superclasses, after `found_after` epochs of the same training without the term.
+    into as many as there are superclasses, where it is trained for `found_after` epochs in all, without the term.
+
+    Returns:
+        The groups; None where none were asked for and the images have no superclasses.
 
     Raises:
-        InputError: another word, or images without superclasses; None where no groups were asked for.
+        InputError: neither such lists nor such a word, or a word and images without superclasses.
     """
     asked = wanted["objective"].get(option, "superclasses")
-    if not isinstance(asked, str):
+    if isinstance(asked, list | tuple) and all(_are_classes(group) for group in asked):
         return [list(group) for group in asked]
     if hierarchy is None:
         if option in wanted["objective"]:
@@ -480,53 +423,24 @@ def partition(wanted: Recipe, hierarchy: Hierarchy | None, *, option: str = "gro
     if asked == "all":
         return [sorted(k for group in groups for k in group)]
     if asked == "random":
-        order = torch.randperm(len(hierarchy.classes), generator=Generator().manual_seed(_seed(wanted))).tolist()
+        order = torch.randperm(len(hierarchy.classes), generator=Generator().manual_seed(seed_of(wanted))).tolist()
         return [sorted(order.pop() for _ in group) for group in groups]
     if asked == "found":
         return cut(tree(class_correlation(linear_map(_scout(wanted)), centre=True)), len(groups))
     raise InputError(f"{option} = {asked!r}, expected superclasses, random, all, found, or lists of classes")
 
 
+def _are_classes(group: Any) -> bool:
+    return isinstance(group, list | tuple) and all(isinstance(k, int) for k in group)
+
+
 def _scout(wanted: Recipe) -> nn.Module:
-    """The network of the same training, less the term, after the epochs after which groups are looked for."""
+    """The network of the same training, less the term, of as many epochs as groups are looked for after."""
     after = wanted["objective"].get("found_after")
-    if not after:
+    if not isinstance(after, int) or after < 1:
         raise InputError('groups = "found" needs found_after, the number of epochs after which they are looked for')
     training = wanted["training"] | {"epochs": min(after, wanted["training"]["epochs"])}
     return _obtain(wanted | {"objective": without_groups(wanted), "training": training})
-
-
-def without_groups(wanted: Recipe) -> dict[str, Any]:
-    """The section objective of a recipe, less all that has to do with groups of classes."""
-    of_groups = ("clustering", "on", "reduction", "found_after", "smoothing", *PARTITIONS)
-    return {k: v for k, v in wanted["objective"].items() if k not in of_groups}
-
-
-def radius(wanted: Recipe) -> float:
-    """The Linf radius at which the recipe's network is validated and judged, in units of a pixel."""
-    return float(number(wanted.get("eps", EPS)))
-
-
-def _seed(wanted: Recipe) -> int:
-    return int(wanted["training"].get("seed", 0))
-
-
-def number(value: Any) -> Any:
-    """A number, or text of one, where a fraction may be written out: "8/255".
-
-    Raises:
-        InputError: text that is no finite number.
-    """
-    if not isinstance(value, str):
-        return value
-    above, slash, below = value.partition("/")
-    try:
-        found = float(above) / (float(below) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise InputError(f"{value!r} is no number: write 0.03 or 8/255")
-    return found
 
 
 def _kept(wanted: Recipe) -> Path:
@@ -538,20 +452,11 @@ def _kept(wanted: Recipe) -> Path:
     return cache_folder() / "zoo" / digest.hexdigest()[:20]
 
 
-def essence(wanted: Recipe) -> Recipe:
-    """What of a recipe bears on the network, the recipe of its teacher included."""
-    made = {k: v for k, v in wanted.items() if k not in ("about", "shipped")}
-    if "teacher" not in made["objective"]:
-        return made
-    teacher = essence(recipe(made["objective"]["teacher"], limit=made.get("trial")))
-    return made | {"teacher": teacher}
-
-
 def _bears_on_training(path: Path) -> bool:
     """Whether a change of this file of the package could change what a training gives."""
     if path.parent.name == "evaluation":
         return path.name == "accuracy.py"
-    return path.parent.name != "cli" and path.name not in ("plots.py", "claims.py")
+    return path.parent.name not in ("cli", "studies") and path.name not in ("plots.py", "claims.py")
 
 
 def _write(model: nn.Module, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from lrc import cli, models, zoo
+from lrc import cli, models, recipes, zoo
 
 MODULE = """
 import torch
@@ -122,7 +122,7 @@ def test_data_says_what_is_there(folder):
 
 def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, monkeypatch):
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64))
     for says in (f"{name} is not shipped: training it, once on this machine\n", ""):
         words = ("evaluate", name, "--images", "8", "--attack", "pgd", "--no-masking")
         status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
@@ -131,7 +131,7 @@ def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, m
 
 def test_zoo_make_makes(folder, monkeypatch):
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
     monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
     result = CliRunner().invoke(
         cli.app, ["zoo", "make", name, "--work", str(folder / "work"), "--images", "30", "--judged", "20"]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import lrc
-from lrc import cli, models, zoo
+from lrc import cli, models, recipes, zoo
 from lrc.evaluation import Report
 
 MODULE = """
@@ -93,7 +93,7 @@ def test_the_flags_are_shown(folder):
 
 def test_a_network_of_the_zoo_is_tested_on_its_own_data(folder, monkeypatch):
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64))
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64))
     run(name, *SMALL, "--json", "report.json")
     found = Report.from_json((folder / "report.json").read_text())
     assert found.superclasses == ("house", "tree", "fish", "car") and len(found) == 32

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from lrc import zoo
+from lrc import recipes, zoo
+from lrc.clustering import class_correlation, cut, tree
 from lrc.errors import InputError
+from lrc.hierarchy import CIFAR10, CIFAR100
 from lrc.linearization import linear_map
 from lrc.objectives import named
 
@@ -138,7 +140,7 @@ def test_a_change_goes_into_a_copy():
 def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
     """The record's figures are those of the network that `load` gives, and its digest is the file's."""
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     record = zoo.make(name, work=tmp_path / "work", images=40)
     assert record["shipped"] and record["sha256"] == zoo.sha256(tmp_path / "weights" / f"{name}.safetensors")
@@ -158,7 +160,7 @@ def test_make_writes_weights_with_their_figures(tmp_path, monkeypatch):
 def test_make_keeps_w_and_its_correlations_of_what_is_not_to_be_shipped(tmp_path, monkeypatch):
     """As of a large network trained on a GPU: figures, curves and the linear part are recorded, weights are not."""
     name = "shapes-resnet8-at"
-    monkeypatch.setitem(zoo.recipes(), name, zoo.recipe(name, limit=48))
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=48))
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(InputError, match="not shipped"):
         zoo.linear_part(name)
@@ -193,15 +195,15 @@ def test_make_refuses_the_folder_of_another_recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(zoo, "_judgement", lambda _: {})
     wanted = zoo.recipe(name, limit=32)
-    monkeypatch.setitem(zoo.recipes(), name, wanted)
+    monkeypatch.setitem(recipes.recipes(), name, wanted)
     place.mkdir(parents=True)
     zoo._write(zoo._untrained(wanted).half(), place / "weights.safetensors")
     (place / "metrics.jsonl").write_text('{"epoch": 1}\n')
     assert zoo.make(name, work=tmp_path / "work")["metrics"] == [{"epoch": 1}]
     zoo.make(name, work=tmp_path / "work")  # again by the same
-    monkeypatch.setitem(zoo.recipes(), name, {**wanted, "about": "in other words"})
+    monkeypatch.setitem(recipes.recipes(), name, {**wanted, "about": "in other words"})
     zoo.make(name, work=tmp_path / "work")
-    monkeypatch.setitem(zoo.recipes(), name, {**wanted, "network": {**wanted["network"], "mean": [0.4, 0.4, 0.4]}})
+    monkeypatch.setitem(recipes.recipes(), name, {**wanted, "network": {**wanted["network"], "mean": [0.4, 0.4, 0.4]}})
     with pytest.raises(InputError, match=r"was made by another recipe \(network\)"):
         zoo.make(name, work=tmp_path / "work")
     (place / "recipe.json").write_text("{")
@@ -213,8 +215,8 @@ def with_teacher(monkeypatch, *, seed=0):
     """A student of another network, both of recipes that are limited."""
     base = zoo.recipe("shapes-resnet8-standard")
     student = {**base, "objective": {"name": "distillation", "teacher": "teacher", "temperature": "40/2"}}
-    monkeypatch.setitem(zoo.recipes(), "teacher", {**base, "training": {**base["training"], "seed": seed}})
-    monkeypatch.setitem(zoo.recipes(), "student", student)
+    monkeypatch.setitem(recipes.recipes(), "teacher", {**base, "training": {**base["training"], "seed": seed}})
+    monkeypatch.setitem(recipes.recipes(), "student", student)
 
 
 def test_a_student_is_kept_by_the_recipe_of_its_teacher(monkeypatch):
@@ -243,13 +245,13 @@ def test_no_checkpoint_is_left_of_what_is_kept(monkeypatch, tmp_path):
     ("text", "value"), [("8/255", 8 / 255), ("0.007", 0.007), ("1e-2", 0.01), (3, 3), (None, None)]
 )
 def test_numbers_may_be_fractions(text, value):
-    assert zoo.number(text) == value
+    assert recipes.number(text) == value
 
 
 @pytest.mark.parametrize("text", ["eight", "", "8/", "/8", "1/0", "nan", "inf", "1e999", "1e999999999", "1/2/3"])
 def test_other_words_are_no_numbers(text):
     with pytest.raises(InputError, match="is no number: write 0.03 or 8/255"):
-        zoo.number(text)
+        recipes.number(text)
 
 
 def test_a_recipe_says_what_the_clustering_term_acts_on():
@@ -261,13 +263,128 @@ def test_a_recipe_says_what_the_clustering_term_acts_on():
         assert str(made) == str(named("adversarial", clustering=1.0, groups=groups.groups(), eps=4 / 255, **options))
 
 
+def speaking(seed=0, **objective):
+    """A recipe whose objective speaks of groups."""
+    return {"objective": {"name": "adversarial", **objective}, "training": {"seed": seed, "epochs": 5}}
+
+
+@pytest.mark.parametrize("hierarchy", [CIFAR10, CIFAR100])
+def test_groups_by_a_word(hierarchy):
+    classes, groups = [*range(len(hierarchy.classes))], hierarchy.groups()
+    assert zoo.partition(speaking(), hierarchy) == groups == zoo.partition(speaking(groups="superclasses"), hierarchy)
+    assert zoo.partition(speaking(groups="all"), hierarchy) == [classes]
+    drawn = [zoo.partition(speaking(seed, groups="random"), hierarchy) for seed in (0, 1, 2)]
+    assert zoo.partition(speaking(0, groups="random"), hierarchy) == drawn[0]
+    for found in drawn:
+        assert [*map(len, found)] == [*map(len, groups)] and sorted(k for group in found for k in group) == classes
+        assert all(group == sorted(group) for group in found)
+    assert groups not in drawn and drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_groups_as_lists_need_no_superclasses():
+    assert zoo.partition(speaking(groups=[[3, 0], [1]]), None) == [[3, 0], [1]]
+    assert zoo.partition(speaking(groups="random", within=((0, 1),)), CIFAR10, option="within") == [[0, 1]]
+    assert zoo.partition(speaking(), None) is None
+
+
+@pytest.mark.parametrize("asked", ["super", "", 5, [1, 2], [["cat"]], [[0], "1"], {"a": [0]}])
+def test_other_groups_are_refused(asked):
+    with pytest.raises(InputError, match="expected superclasses, random, all, found, or lists of classes"):
+        zoo.partition(speaking(groups=asked), CIFAR10)
+
+
+@pytest.mark.parametrize("asked", ["superclasses", "random", "all", "found"])
+def test_a_word_needs_superclasses(asked):
+    for option in ("groups", "within"):
+        with pytest.raises(InputError, match=f"^{option} = '{asked}' needs images with superclasses"):
+            zoo.partition(speaking(**{option: asked}), None, option=option)
+
+
+@pytest.mark.parametrize("after", [{}, {"found_after": 0}, {"found_after": -1}, {"found_after": "2"}])
+def test_groups_to_be_found_need_a_number_of_epochs(after):
+    with pytest.raises(InputError, match="needs found_after, the number of epochs"):
+        zoo.partition(speaking(groups="found", **after), CIFAR10)
+
+
+def test_groups_are_found_in_the_network_of_the_same_training_without_the_term(monkeypatch):
+    narrow = {"network": {"width": 4}}
+    plain = zoo.obtain("shapes-resnet8-at", change=narrow, limit=40)
+    looking = {"groups": "found", "found_after": 1}
+    wanted = zoo.recipe("shapes-resnet8-at-clustering", change={**narrow, "objective": looking}, limit=40)
+    hierarchy = zoo.split_images(wanted)[0].hierarchy
+
+    def refuse(*_, **__):
+        raise AssertionError("trained another")
+
+    monkeypatch.setattr(zoo, "fit", refuse)
+    found = cut(tree(class_correlation(linear_map(plain), centre=True)), 4)
+    assert zoo.partition(wanted, hierarchy) == found and len(found) == 4
+    assert str([list(group) for group in found]) in str(zoo.objective(wanted, hierarchy))
+    other = zoo.recipe("shapes-resnet8-at-clustering", change={"training": {"seed": 1}, "objective": looking}, limit=40)
+    with pytest.raises(AssertionError, match="trained another"):
+        zoo.partition(other, hierarchy)
+
+
+def test_what_looks_for_groups_is_trained_for_as_many_epochs_and_no_more(monkeypatch):
+    asked = []
+    monkeypatch.setattr(zoo, "_obtain", lambda wanted: asked.append(wanted) or torch.nn.Identity())
+    terms = {"clustering": 1, "reduction": "mean", "on": "logits", "smoothing": 0.3, "within": "superclasses"}
+    for after in (2, 9):
+        zoo._scout(speaking(3, eps="8/255", awp=0.01, groups="found", found_after=after, **terms))
+    left = {"name": "adversarial", "eps": "8/255", "awp": 0.01}
+    assert asked == [{"objective": left, "training": {"seed": 3, "epochs": epochs}} for epochs in (2, 5)]
+
+
+@pytest.mark.parametrize(("eps", "radius"), [({}, 8 / 255), ({"eps": "2/255"}, 2 / 255), ({"eps": 0}, 0.0)])
+def test_a_recipe_has_a_radius(eps, radius):
+    assert recipes.radius({**speaking(eps="1/255"), **eps}) == radius
+
+
+def test_the_radius_is_that_of_validation_and_bears_on_what_is_kept(monkeypatch):
+    base = zoo.recipe("shapes-resnet8-at", change={"network": {"width": 4}}, limit=32)
+    calls = []
+    monkeypatch.setattr(zoo, "train", lambda *_, attack, **options: calls.append(attack.keywords) or [])
+    for wanted in (base, base | {"eps": "2/255"}):
+        zoo.fit(wanted)
+    assert [(call["eps"], call["step"]) for call in calls] == [(8 / 255, 2 / 255), (2 / 255, 2 / 255 / 4)]
+    assert zoo._kept(base) != zoo._kept(base | {"eps": "2/255"})
+    with pytest.raises(InputError, match="'wide' is no number"):
+        recipes.radius(base | {"eps": "wide"})
+
+
+def test_trained_rounds_its_weights_and_does_nothing_twice(tmp_path, monkeypatch):
+    wanted = zoo.recipe("shapes-resnet8-standard", change={"network": {"width": 4}}, limit=32)
+    first, history = zoo.trained(wanted, place=tmp_path)
+    exact, _ = zoo.fit(wanted)
+    assert not first.training and [record["epoch"] for record in history] == [1]
+    for name, value in exact.state_dict().items():
+        rounded = value.half().to(value.dtype) if value.is_floating_point() else value
+        assert torch.equal(first.state_dict()[name], rounded)
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(zoo, "fit", refuse)
+    again, same = zoo.trained(wanted | {"about": "in other words"}, place=tmp_path)
+    assert same == history
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
+    with pytest.raises(InputError, match=r"was made by another recipe \(eps\)"):
+        zoo.trained(wanted | {"eps": "2/255"}, place=tmp_path)
+
+
+def test_what_is_measured_or_printed_bears_on_no_training():
+    paths = {str(path.relative_to(zoo.PACKAGE)) for path in zoo.PACKAGE.rglob("*.py") if zoo._bears_on_training(path)}
+    assert {"zoo.py", "evaluation/accuracy.py", "data/parts.py", "objectives/terms.py"} <= paths
+    assert not {"cli/studies.py", "studies/measures.py", "studies/tables.py", "evaluation/report.py"} & paths
+
+
 def test_a_recipe_like_another_takes_over_what_it_does_not_name():
     written = {
         "a": {"about": "A", "shipped": True, "data": {"name": "d", "n": 1}, "objective": {"name": "at", "eps": 2}},
         "b": {"about": "B", "like": "a", "data": {"n": 3}, "objective": {"name": "standard"}},
         "c": {"about": "C", "like": "b", "data": {"name": "e"}},
     }
-    b, c = (zoo._whole(name, written) for name in "bc")
+    b, c = (recipes._whole(name, written) for name in "bc")
     assert b == {"about": "B", "data": {"name": "d", "n": 3}, "objective": {"name": "standard"}}
     assert c == {"about": "C", "data": {"name": "e", "n": 3}, "objective": {"name": "standard"}}
     assert written["a"]["data"] == {"name": "d", "n": 1}

@@ -24,6 +24,7 @@ from lrc.errors import InputError
 from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
+from lrc.recipes import EPS, number
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",
@@ -41,7 +42,7 @@ Model = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
 Data = Annotated[
-    str, typer.Option(help="Test images: cifar10, cifar100 or shapes; that of the recipe, or cifar10, by default.")
+    str, typer.Option(help="Test images: cifar10, cifar20, cifar100, stl10 or shapes; the recipe's by default.")
 ]
 
 
@@ -60,7 +61,7 @@ def inspect(
     W, groups = lrc.linear_map(network, tuple(test.x.shape[1:])), test.hierarchy.groups()
     if len(W) != len(test.classes):
         raise InputError(f"{model} has {len(W)} classes, {source} has {len(test.classes)}: give its --data")
-    attack = partial(pgd, eps=zoo.EPS, steps=steps, step=2 / 255)
+    attack = partial(pgd, eps=EPS, steps=steps, step=2 / 255)
     robust = lrc.accuracy(network, test, attack=attack, generator=Generator().manual_seed(0))
 
     table = Table(title=f"{model} on {len(test)} test images of {source}", title_justify="left")
@@ -96,7 +97,7 @@ def evaluate(
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
 ) -> None:
     """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
-    radius = zoo.number(eps)
+    radius = number(eps)
     if json is not None and not json.absolute().parent.is_dir():  # before hours of attacks, not after
         raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
     if json is not None and json.is_dir():
@@ -113,7 +114,7 @@ def evaluate(
 
 
 @app.command("data")
-def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar100 or shapes.")]) -> None:
+def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar20, cifar100, stl10 or shapes.")]) -> None:
     """Find a data set (download and decode it if need be), and say what is in it."""
     for split in ("train", "test"):
         found = lrc.data.named(name, split)

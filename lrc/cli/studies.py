@@ -1,6 +1,7 @@
 """`lrc study`: the trainings of a table, what is missing of them."""
 
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -22,20 +23,25 @@ def study(
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
 ) -> None:
     """Train what is not recorded yet of a study, measure it, and record it in the package; a named row is made anew."""
-    wanted = [row for name in names for row in _rows(name, all_of_them=show)]
+    wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
         missing = {row for name in studies.names() for row in studies.left(name)}
         for row in wanted:
             print(f"{row} (not recorded)" if row in missing else row)
         return
+    if not wanted:
+        print("all of it is recorded: name a single row to make it anew")
     at_once = jobs or (zoo.cores() if device().type == "cpu" else 1)
     if at_once == 1 or len(wanted) < 2:
         for row in wanted:
             _make(row, work)
         return
-    with ProcessPoolExecutor(min(at_once, len(wanted)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for made in [pool.submit(_make, row, work) for row in wanted]:
-            made.result()
+    try:
+        with ProcessPoolExecutor(min(at_once, len(wanted)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            for made in [pool.submit(_make, row, work) for row in wanted]:
+                made.result()
+    except BrokenProcessPool as error:
+        raise InputError("a process was killed, for want of memory perhaps: the same command goes on") from error
 
 
 def _rows(name: str, *, all_of_them: bool) -> list[str]:

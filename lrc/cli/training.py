@@ -17,10 +17,11 @@ from lrc.errors import InputError
 from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
+from lrc.recipes import Recipe
 from lrc.training import processes
 from lrc.training.checkpoints import LAST, PREVIOUS
 
-DEFAULTS: zoo.Recipe = {
+DEFAULTS: Recipe = {
     "data": {"name": "cifar10", "validation": 1000},
     "network": {"name": "resnet18"},
     "objective": {"name": "adversarial"},
@@ -50,7 +51,7 @@ def train(
     config: Annotated[Path | None, option("config.json of another training, for what is not given here.")] = None,
     method: Annotated[str | None, option("adversarial (the default), trades, mart, fast, standard, ...")] = None,
     data: Annotated[
-        str | None, option("cifar10 (the default), cifar100, shapes, or a folder with train/ and test/.")
+        str | None, option("cifar10 (the default), cifar20, cifar100, shapes, or a folder with train/ and test/.")
     ] = None,
     arch: Annotated[str | None, option("resnet18 (the default), resnet8 or vgg6.")] = None,
     width: Annotated[int | None, option("Channels of the first stage.", min=1)] = None,
@@ -99,7 +100,7 @@ def train(
         print(f"{out}: {stopped}clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {len(test)} test images")
 
 
-def _read(path: Path) -> zoo.Recipe:
+def _read(path: Path) -> Recipe:
     """The recipe in a file that a training wrote."""
     try:
         recipe = json.loads(path.read_text())
@@ -112,7 +113,7 @@ def _read(path: Path) -> zoo.Recipe:
     return {section: dict(recipe[section]) for section in DEFAULTS}
 
 
-def _recipe(base: zoo.Recipe, given: dict[str, Any], changes: list[str]) -> zoo.Recipe:
+def _recipe(base: Recipe, given: dict[str, Any], changes: list[str]) -> Recipe:
     """The base with what was given on the command line; a section whose name is given anew begins anew."""
     recipe = {section: dict(entries) for section, entries in base.items()}
     for option, section in NAMES.items():
@@ -138,7 +139,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _complete(recipe: zoo.Recipe) -> Images:
+def _complete(recipe: Recipe) -> Images:
     """Sees that there is all that the recipe names, enters the number of classes, and gives the test images."""
     possible = [*(name for name in inspect.signature(lrc.train).parameters if name not in FIXED), "milestones"]
     if unknown := [name for name in recipe["training"] if name not in possible]:
@@ -153,7 +154,7 @@ def _complete(recipe: zoo.Recipe) -> Images:
     return test.subset(min(recipe["data"].get("limit", len(test)), len(test)))
 
 
-def _check_folder(out: Path, recipe: zoo.Recipe) -> None:
+def _check_folder(out: Path, recipe: Recipe) -> None:
     """Refuses to go on in the folder of another training; one that ended before its first checkpoint is none."""
     if not (out / "config.json").exists() or not any(
         (out / name).exists() for name in (LAST, PREVIOUS, zoo.WEIGHTS_FILE)

@@ -3,15 +3,12 @@
 import os
 import tomllib
 from functools import cache
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Generator
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
-from lrc.data.folders import Folder
+from lrc.data.folders import Folder, check_side, of_files
 from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy, Level
 
@@ -71,16 +68,11 @@ def breeds(
         raise InputError(f"part {part!r}, expected 'source' or 'target'")
     if split not in ("train", "val", "test"):
         raise InputError(f"split {split!r}, expected 'train' or 'val'")
-    if size < 1:
-        raise InputError(f"images of side {size}, expected at least 1 pixel")
+    check_side(size)
     ids, hierarchy = _classes(name, part)
     path = _imagenet(root) / ("train" if split == "train" else "val")
-    files, y = zip(*_samples(path, ids, f"{name} ({part})"), strict=True)
-    x = torch.empty((len(y), 3, size, size), dtype=torch.uint8, device="meta")
-    rows = torch.randperm(len(y), generator=Generator().manual_seed(0))
-    if workers is None:
-        workers = min(8, cpu_count() or 1)
-    return Folder(x, torch.tensor(y)[rows], hierarchy.classes, hierarchy, files=files, rows=rows, workers=workers)
+    samples = _samples(path, ids, f"{name} ({part})")
+    return of_files(samples, hierarchy.classes, size=size, hierarchy=hierarchy, workers=workers)
 
 
 def _imagenet(root: str | Path | None) -> Path:

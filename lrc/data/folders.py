@@ -1,7 +1,7 @@
 """Images in folders, one a class, decoded while they are used: for what does not fit into memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
@@ -37,19 +37,36 @@ def folder(path: str | Path, *, size: int, hierarchy: Hierarchy | None = None, w
     Raises:
         InputError: no such folder, no images in it, or a hierarchy of other classes.
     """
-    if size < 1:
-        raise InputError(f"images of side {size}, expected at least 1 pixel")
+    check_side(size)
     try:
         found = ImageFolder(path)
     except OSError as error:  # no folder, no class in it, or a class without images
         reason = " ".join(str(error).split())
         raise InputError(f"{path} holds no images in one folder for each class: {reason}") from error
-    files, y = zip(*found.samples, strict=True)
+    return of_files(found.samples, tuple(found.classes), size=size, hierarchy=hierarchy, workers=workers)
+
+
+def check_side(size: int) -> None:
+    """Raises InputError unless images can have that side, in pixels."""
+    if size < 1:
+        raise InputError(f"images of side {size}, expected at least 1 pixel")
+
+
+def of_files(
+    samples: Sequence[tuple[str, int]],
+    classes: tuple[str, ...],
+    *,
+    size: int,
+    hierarchy: Hierarchy | None,
+    workers: int | None,
+) -> "Folder":
+    """Images given by file and class, the rest as in `folder`."""
+    files, y = zip(*samples, strict=True)
     x = torch.empty((len(y), 3, size, size), dtype=torch.uint8, device="meta")
     if workers is None:
         workers = min(8, cpu_count() or 1)
     rows = torch.randperm(len(y), generator=Generator().manual_seed(0))
-    return Folder(x, torch.tensor(y)[rows], tuple(found.classes), hierarchy, files=files, rows=rows, workers=workers)
+    return Folder(x, torch.tensor(y)[rows], classes, hierarchy, files=files, rows=rows, workers=workers)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

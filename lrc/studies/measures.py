@@ -16,16 +16,14 @@ from lrc.data import Images, as_superclasses, named
 from lrc.errors import InputError
 from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
 from lrc.heads import with_new_head
+from lrc.recipes import Recipe, radius, without_groups
 
 __all__ = ["MEASURES", "boosting", "subpopulations"]
-
-ATTACKED = 500
-"""Images of each part that are attacked in `subpopulations`."""
 
 Figures = dict[str, Any]
 
 
-def subpopulations(model: nn.Module, recipe: zoo.Recipe, *, out: Path | None = None) -> Figures:
+def subpopulations(model: nn.Module, recipe: Recipe, *, images: int = 500, out: Path | None = None) -> Figures:
     """How well a network tells superclasses, by subclasses that it was trained on and by others of the same.
 
     Protocols: "max" and "sum" as in `lrc.evaluation.Superclasses`; "head" and "all" as in `lrc.heads.with_new_head`,
@@ -34,21 +32,26 @@ def subpopulations(model: nn.Module, recipe: zoo.Recipe, *, out: Path | None = N
 
     Args:
         model: made by the recipe, which has held-out subclasses.
+        images: of each part that are attacked, at most.
+        out: unused, as all this takes less than a minute.
 
     Returns:
-        Accuracies in [0, 1], called `PART_PROTOCOL` and `PART_PROTOCOL_attacked` (on 500 images). The source are test
+        Accuracies in [0, 1], called `PART_PROTOCOL` and `PART_PROTOCOL_attacked`. The source are test
         images; the target all images of the held-out subclasses, of which none was trained on, "official" those of
         the test set alone. For each superclass, by "max": `by_superclass` of both parts; `cohesion`, by how much its
         classes are more alike in the centred C than like others; `contrast` of all; None for labels of superclasses.
+
+    Raises:
+        InputError: a recipe that trains on the subclasses of the target too.
     """
     source, parts = _parts(recipe)
     groups = _groups(recipe, parts["source"])
     training = recipe["training"]
     fitting = partial(
         with_new_head, model, as_superclasses(source), batch_size=training["batch_size"],
-        precision=training.get("precision", "float32"), seed=training.get("seed", 0),
+        **{k: training[k] for k in ("augment", "precision", "seed") if k in training},
     )  # fmt: skip
-    plain = zoo.objective(recipe | {"objective": zoo.without_groups(recipe)}, None)
+    plain = zoo.objective(recipe | {"objective": without_groups(recipe)}, None)
     protocols = {
         "max": Superclasses(model, groups),
         "sum": Superclasses(model, groups, by="sum"),
@@ -58,21 +61,21 @@ def subpopulations(model: nn.Module, recipe: zoo.Recipe, *, out: Path | None = N
     attack = _attack(recipe, steps=10)
     figures: Figures = {}
     for name, network in protocols.items():
-        for part, images in parts.items():
-            some = as_superclasses(images)
+        for part, shown in parts.items():
+            some = as_superclasses(shown)
             figures[f"{part}_{name}"] = accuracy(network, some)
             if part != "official":
-                few = some.subset(min(ATTACKED, len(some)))
+                few = some.subset(min(images, len(some)))
                 figures[f"{part}_{name}_attacked"] = accuracy(network, few, attack=attack, generator=_generator())
     return figures | _by_superclass(protocols["max"], parts) | _cohesion(model, groups)
 
 
 def boosting(
     model: nn.Module,
-    recipe: zoo.Recipe,
+    recipe: Recipe,
     *,
     attacks: Sequence[str] = ("pgd", "apgd-ce", "apgd-t"),
-    images: int = 1000,
+    images: int = 500,
     out: Path | None = None,
 ) -> Figures:
     """How robust a network is, and whether its errors stay within superclasses.
@@ -87,14 +90,15 @@ def boosting(
         `_within` and `_across` the parts of the images that are taken for another class of the superclass, and for
         another superclass. `superclass_attacked`: the part whose superclass is right under PGD-20 that aims at it.
         `spread`: mean standard deviation of an image's logits. `contrast`, of the centred C.
+
+    Raises:
+        InputError: images without superclasses.
     """
     _, _, test = zoo.split_images(recipe)
     some = test.subset(min(images, len(test)))
-    report = evaluate(
-        model, some, attacks=attacks, eps=zoo.radius(recipe), masking=False, generator=_generator(), out=out
-    )
     if some.hierarchy is None:
         raise InputError("images without superclasses: errors cannot be parted into within and across")
+    report = evaluate(model, some, attacks=attacks, eps=radius(recipe), masking=False, generator=_generator(), out=out)
     groups = some.hierarchy.groups()
     said = {name: report.said(name) for name in ("clean", *report.attacks)}
     others = torch.stack([said[name] for name in said if name != "autoattack"])
@@ -111,25 +115,27 @@ MEASURES: dict[str, Callable[..., Figures]] = {"subpopulations": subpopulations,
 """By the names that studies have for them."""
 
 
-def _parts(recipe: zoo.Recipe) -> tuple[Images, dict[str, Images]]:
+def _parts(recipe: Recipe) -> tuple[Images, dict[str, Images]]:
     """Training images of the source, and what is measured on: source, target, and the target's test set alone."""
     section = {k: v for k, v in recipe["data"].items() if k != "labels"}
     seen, _, source = zoo.split_images(recipe | {"data": section})
     options = {k: v for k, v in section.items() if k not in ("name", "validation", "limit", "part")}
     train, test = (named(section["name"], split, part="target", **options) for split in ("train", "test"))
+    if both := {*seen.classes} & {*test.classes}:
+        raise InputError(f"the recipe holds out no subclasses, it trains on {', '.join(sorted(both))}: give it a part")
     limit = section.get("limit", len(train) + len(test))
     target = replace(test, x=torch.cat([test.x, train.x])[:limit], y=torch.cat([test.y, train.y])[:limit])
     return seen, {"source": source, "target": target, "official": test.subset(min(limit, len(test)))}
 
 
-def _groups(recipe: zoo.Recipe, source: Images) -> list[list[int]]:
+def _groups(recipe: Recipe, source: Images) -> list[list[int]]:
     """The classes of each superclass, as indices of the network's logits."""
     groups = source.hierarchy.groups() if source.hierarchy else []
     return [[k] for k in range(len(groups))] if recipe["data"].get("labels") == "superclasses" else groups
 
 
-def _attack(recipe: zoo.Recipe, *, steps: int) -> Attack:
-    eps = zoo.radius(recipe)
+def _attack(recipe: Recipe, *, steps: int) -> Attack:
+    eps = radius(recipe)
     return partial(pgd, eps=eps, steps=steps, step=eps / 4)
 
 
