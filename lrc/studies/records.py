@@ -1,7 +1,9 @@
 """What is recorded of studies: a line of JSON a row, in the package."""
 
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import torch
 from filelock import FileLock
 
 from lrc import zoo
+from lrc.data.cache import folder as cache_folder
 from lrc.errors import InputError
 from lrc.files import write_text
 from lrc.recipes import essence, recipe
 from lrc.studies.plan import Row, rows, study_called
 
-__all__ = ["Figures", "check", "left", "options", "record", "recorded"]
+__all__ = ["Figures", "check", "kept", "left", "options", "record", "recorded"]
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -69,6 +72,17 @@ def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
         there = recorded(wanted.study) | {wanted.name: line}
         lines = [json.dumps(there[each.name]) for each in rows(wanted.study) if each.name in there]
         write_text(path, "\n".join(lines) + "\n")
+
+
+def kept(wanted: Row, measure: Callable[[], Figures], *, limit: int | None) -> Figures:
+    """The figures of a row that is not recorded, measured once on this machine: by recipe and code of the package."""
+    digest = hashlib.sha256(json.dumps([wanted.name, _made_by(wanted), limit, torch.__version__]).encode())
+    for path in sorted(zoo.PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    place = cache_folder() / "studies" / f"{digest.hexdigest()[:20]}.json"
+    if not place.exists():
+        write_text(place, json.dumps(measure()))
+    return dict(json.loads(place.read_text(encoding="utf-8")))
 
 
 def _rounded(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Tables of trainings: the same networks for several seeds and held-out classes, compared cell by cell."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lrc.errors import InputError
 from lrc.recipes import recipe
 from lrc.studies.measures import MEASURES
 from lrc.studies.plan import Row, row, rows, study_called
-from lrc.studies.records import Figures, check, options, record, recorded
+from lrc.studies.records import Figures, check, kept, options, record, recorded
 
 __all__ = ["column", "make", "paired", "table"]
 
@@ -33,9 +34,8 @@ def table(study: str, *, limit: int | None = None) -> list[Figures]:
         return [_labelled(each, found[each.name]["figures"]) for each in rows(study) if each.name in found]
     wanted = rows(study)
     networks = zoo.obtain_all([(each.recipe, each.change) for each in wanted], limit=limit)
-    return [
-        _labelled(each, _measured(each, network, limit=limit)) for each, network in zip(wanted, networks, strict=True)
-    ]
+    measures = [partial(_measured, each, network, limit=limit) for each, network in zip(wanted, networks, strict=True)]
+    return [_labelled(each, kept(each, measure, limit=limit)) for each, measure in zip(wanted, measures, strict=True)]
 
 
 def column(found: Sequence[Figures], model: str, figure: str) -> Tensor:
