@@ -81,7 +81,9 @@ def test_limit_shrinks_every_size_and_nothing_else(monkeypatch, name):
     assert max(small.steps, small.seeds) <= 2
     lists = {f.name: getattr(small, f.name) for f in fields(small) if isinstance(getattr(small, f.name), tuple)}
     assert all(len(v) == 2 and {*v} <= {*getattr(_PROFILES[name], n)} for n, v in lists.items())
-    back = {n: getattr(_PROFILES[name], n) for n in [*sizes, *lists]}
+    studies = ("subpopulations", "boosting")
+    assert all(getattr(small, n) == getattr(_PROFILES["quick"], n) for n in studies)  # the smallest there are
+    back = {n: getattr(_PROFILES[name], n) for n in [*sizes, *lists, *studies]}
     assert replace(small, **back, device=torch.device("cpu")) == _PROFILES[name]
 
 

@@ -588,6 +588,8 @@ def test_a_table_of_which_nothing_is_recorded_is_trained(monkeypatch, limit):
         {"model": row.model, "seed": row.seed, "choice": None, "attacks": attacks, "seed of": row.seed, "trial": limit}
         for row in rows
     ]
+    monkeypatch.setitem(tables.MEASURES, "boosting", refuse)  # measured once on a machine
+    assert studies.table("shapes-boosting", limit=limit) == found
 
 
 def test_controls_are_not_judged_by_the_dearest_attack(monkeypatch):
