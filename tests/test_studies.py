@@ -605,7 +605,7 @@ def test_controls_are_not_judged_by_the_dearest_attack(monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """A study whose rows take seconds."""
-    for name in ("shapes-resnet8-at", "shapes-resnet8-at-clustering"):
+    for name in ("shapes-tiny-at", "shapes-tiny-at-clustering"):
         monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, change=TINY))
     monkeypatch.setitem(plan._studies()["shapes-boosting"], "attacks", ["pgd"])
     monkeypatch.setitem(plan._studies()["shapes-boosting"], "images", 24)
