@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import safetensors.torch
 import torch
@@ -358,15 +357,6 @@ class Written(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         return self.written(self, x)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """No checks of annotations meanwhile, as for users: what the functions themselves say to bad arguments."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def test_a_view_of_feature_maps():

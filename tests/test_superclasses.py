@@ -90,6 +90,14 @@ def test_another_way_of_asking_is_refused():
         asked(torch.zeros(1, 7), by="mean")
 
 
+def test_answers_that_are_no_classes_are_refused(unchecked):
+    y = torch.tensor([0, 1])
+    for said in ([7, 0], [-5, 0]):
+        with pytest.raises(InputError, match="answers go from"):
+            confusions(torch.tensor(said), y, [[0, 1], [2]])
+    assert confusions(torch.tensor([1, 1], dtype=torch.uint8), y, [[0, 1], [2]]).within == 0.5
+
+
 # -- a network like any other -------------------------------------------------------------------------------------
 
 

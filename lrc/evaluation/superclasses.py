@@ -94,7 +94,7 @@ def confusions(said: Int[Tensor, " n"], y: Int[Tensor, " labels"], groups: Group
         groups: the classes of each superclass.
 
     Raises:
-        InputError: groups that are no partition of the classes, no images, or labels that do not fit.
+        InputError: groups that are no partition of the classes, no images, or labels or answers that do not fit.
 
     >>> confusions(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]), [[0, 1], [2]])
     Split(right=0.333..., within=0.333..., across=0.333...)
@@ -102,6 +102,9 @@ def confusions(said: Int[Tensor, " n"], y: Int[Tensor, " labels"], groups: Group
     classes = sum(map(len, groups))
     of = labels_of(groups, classes).to(said.device)
     y = _fitting(y, said, classes)
+    said = said.long()
+    if said.amin() < -1 or said.amax() >= classes:
+        raise InputError(f"answers go from {said.amin()} to {said.amax()}, the classes are 0..{classes - 1}")
     right, superclass = int((said == y).sum()), int(((of[said] == of[y]) & (said >= 0)).sum())
     n = len(said)
     return Split(right / n, (superclass - right) / n, (n - superclass) / n)
