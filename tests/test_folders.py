@@ -152,3 +152,13 @@ def test_folders_without_images_are_named(tmp_path, path):
         folder(path, size=32)
     with pytest.raises(InputError, match="side 0"):
         folder(path, size=0)
+
+
+def test_two_folders_are_joined_with_their_files(path):
+    first, second = folder(path, size=32, hierarchy=GROUPS).subset([3, 20]), folder(path, size=32, hierarchy=GROUPS)
+    both = first.joined(second)
+    assert len(both) == 38 and torch.equal(both.float(), torch.cat([first.float(), second.float()]))
+    assert torch.equal(both.y, torch.cat([first.y, second.y]))
+    assert torch.equal(both.subset([1, 2, 37]).float(), torch.stack([first.float()[1], *second.float()[[0, 35]]]))
+    with pytest.raises(InputError, match="differ in kind, size or classes: they cannot be joined"):
+        first.joined(whole(path))

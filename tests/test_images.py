@@ -318,3 +318,13 @@ def test_a_cpu_generator_gives_the_same_epoch_on_a_gpu():
     for (x, y), (x_gpu, y_gpu) in zip(here, there, strict=True):
         assert x_gpu.is_cuda and y_gpu.is_cuda
         assert torch.equal(x, x_gpu.cpu()) and torch.equal(y, y_gpu.cpu())
+
+
+def test_images_are_joined():
+    x, y = torch.arange(5 * 3 * 4 * 4).reshape(5, 3, 4, 4).to(torch.uint8), torch.tensor([0, 1, 1, 0, 1])
+    images = Images(x, y, ("cat", "dog"))
+    both = images.subset([4, 0]).joined(images)
+    assert torch.equal(both.x, x[[4, 0, 0, 1, 2, 3, 4]]) and torch.equal(both.y, y[[4, 0, 0, 1, 2, 3, 4]])
+    for other in (Images(x, y, ("dog", "cat")), Images(x[..., :3], y, ("cat", "dog"))):
+        with pytest.raises(InputError, match="cannot be joined"):
+            images.joined(other)

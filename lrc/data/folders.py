@@ -85,6 +85,11 @@ class Folder(Images):
         kept = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         return replace(self, x=self.x[index], y=self.y[index], rows=kept)
 
+    def _joined(self, other: "Folder") -> "Folder":
+        files, rows = (*self.files, *other.files), torch.cat([self.rows, other.rows + len(self.files)])
+        x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
+        return replace(self, x=x, y=y, rows=rows, files=files)
+
     def to(self, device: torch.device | str) -> "Folder":
         """The same images, to be given out on `device`."""
         return replace(self, y=self.y.to(device))

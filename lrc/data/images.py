@@ -98,6 +98,18 @@ class Images:
     def _take(self, index: slice | Int64[Tensor, " m"]) -> "Images":
         return replace(self, x=self.x[index], y=self.y[index])
 
+    def joined(self, other: "Images") -> "Images":
+        """These images and then those of `other`.
+
+        Raises InputError for images of another size, other classes or another kind.
+        """
+        if type(other) is not type(self) or other.classes != self.classes or other.x.shape[1:] != self.x.shape[1:]:
+            raise InputError(f"{self} and {other} differ in kind, size or classes: they cannot be joined")
+        return self._joined(other)
+
+    def _joined(self, other: Any) -> "Images":
+        return replace(self, x=torch.cat([self.x, other.x]), y=torch.cat([self.y, other.y]))
+
     def _rows(self, which: Indices) -> Int64[Tensor, " m"]:
         index = torch.as_tensor(which, device=self.y.device)
         if index.dtype == torch.bool and len(index) == len(self):

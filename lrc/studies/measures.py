@@ -1,7 +1,6 @@
 """What is measured of the networks of a study."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,8 @@ def _parts(recipe: Recipe) -> tuple[Images, dict[str, Images]]:
     if both := {*seen.classes} & {*test.classes}:
         raise InputError(f"the recipe holds out no subclasses, it trains on {', '.join(sorted(both))}: give it a part")
     limit = section.get("limit", len(train) + len(test))
-    target = replace(test, x=torch.cat([test.x, train.x])[:limit], y=torch.cat([test.y, train.y])[:limit])
+    target = test.joined(train)
+    target = target.subset(min(limit, len(target)))
     return seen, {"source": source, "target": target, "official": test.subset(min(limit, len(test)))}
 
 
