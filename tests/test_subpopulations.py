@@ -96,9 +96,18 @@ def test_by_name():
         ({"superclasses": ["fish", "fish"]}, "each once"),
         ({"superclasses": []}, "each once"),
         ({"superclasses": "fish"}, "each once"),
+        ({"superclasses": 3}, "each once"),
+        ({"superclasses": [["fish"]]}, "each once"),
+        ({"held_out": "x"}, "held_out 'x' and choice None, expected whole numbers"),
+        ({"held_out": 1.5}, "held_out 1.5 and"),
+        ({"held_out": True}, "held_out True and"),
+        ({"choice": "abc"}, "choice 'abc', expected whole numbers"),
+        ({"choice": 1.5}, "choice 1.5,"),
+        ({"choice": -1}, "not below 0"),
+        ({"choice": 10**30}, "expected whole numbers"),
     ],
 )
-def test_what_cannot_be_parted_is_refused(options, words):
+def test_what_cannot_be_parted_is_refused(unchecked, options, words):
     with pytest.raises(InputError, match=words):
         subpopulations(shapes("test", n=16), **options)
 

@@ -46,6 +46,8 @@ def subpopulations(
     >>> len(source), len(target)
     (120, 40)
     """
+    if type(held_out) is not int or not (choice is None or (type(choice) is int and 0 <= choice < 2**63)):
+        raise InputError(f"held_out {held_out!r} and choice {choice!r}, expected whole numbers, not below 0")
     groups = _groups(images, superclasses)
     generator = None if choice is None else Generator().manual_seed(choice)
     kept: list[int] = []
@@ -130,8 +132,9 @@ def _groups(images: Images, superclasses: Sequence[str] | None) -> list[tuple[st
     """Names and members of the superclasses, in their own order."""
     hierarchy = _hierarchy(images)
     names = hierarchy.levels[0].names
-    wanted = list(names if superclasses is None else superclasses)
-    if isinstance(superclasses, str) or not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
+    wanted = names if superclasses is None else superclasses
+    listed = isinstance(wanted, list | tuple) and all(isinstance(name, str) for name in wanted)
+    if not listed or not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
         raise InputError(f"superclasses {superclasses!r}, expected some of {', '.join(names)}, each once")
     return [(name, group) for name, group in zip(names, hierarchy.groups(), strict=True) if name in wanted]
 
