@@ -8,6 +8,8 @@ import pytest
 import torch
 import torchvision
 
+import lrc
+from lrc.cli import main
 from lrc.data import batches
 from lrc.data.stl10 import stl10
 from lrc.errors import InputError
@@ -115,6 +117,25 @@ def test_a_network_of_cifar10_takes_them(data):
     model = resnet8(10, width=4, generator=torch.Generator().manual_seed(0)).eval()
     x, y = next(iter(batches(stl10("test", size=32, shared=True), 18)))
     assert model(x).shape == (18, 10) and y.max() == 9
+
+
+def test_the_command_gives_a_network_of_cifar10_the_classes_it_knows(data, monkeypatch, capsys):
+    """Both have ten classes: an answer in the wrong order would be counted as wrong, unseen."""
+    write(data)
+    seen = []
+    monkeypatch.setattr(lrc, "evaluate", lambda model, images, **_: seen.append(images) or "report")
+    words = ["lrc", "evaluate", "cifar10-small-standard", "--images", "18", "--data"]
+    monkeypatch.setattr("sys.argv", [*words, "stl10-as-cifar10"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None) and seen[0].classes == CIFAR10.classes and seen[0].x.shape == (18, 3, 32, 32)
+    monkeypatch.setattr("sys.argv", [*words, "stl10"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    expected = (
+        "lrc: cifar10-small-standard knows other classes than stl10, or in another order: --data stl10-as-cifar10"
+    )
+    assert ended.value.code == 2 and capsys.readouterr().err == expected + "\n" and len(seen) == 1
 
 
 @pytest.mark.parametrize("below", ["", "downloads"])

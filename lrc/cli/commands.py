@@ -42,7 +42,7 @@ Model = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
 Data = Annotated[
-    str, typer.Option(help="Test images: cifar10, cifar20, cifar100, stl10 or shapes; the recipe's by default.")
+    str, typer.Option(help=f"Test images: {', '.join(lrc.data.SOURCES)}, or a folder; the recipe's by default.")
 ]
 
 
@@ -114,7 +114,7 @@ def evaluate(
 
 
 @app.command("data")
-def data_command(name: Annotated[str, typer.Argument(help="cifar10, cifar20, cifar100, stl10 or shapes.")]) -> None:
+def data_command(name: Annotated[str, typer.Argument(help=f"{', '.join(lrc.data.SOURCES)}, or a folder.")]) -> None:
     """Find a data set (download and decode it if need be), and say what is in it."""
     for split in ("train", "test"):
         found = lrc.data.named(name, split)
@@ -159,6 +159,8 @@ def make(
 def _subject(model: str, weights: Path | None, data: str, count: int) -> tuple[nn.Module, Images, str]:
     """The network that the user named, some test images for it, and the name of their data set."""
     network, options = _network(model, weights)
+    if data == "stl10" and options.get("name", data) != data:
+        raise InputError(f"{model} knows other classes than stl10, or in another order: --data stl10-as-cifar10")
     if data:
         options = {"name": data}
     source = str(options.pop("name", "cifar10"))

@@ -6,12 +6,13 @@ from lrc.data.folders import Folder, folder
 from lrc.data.images import Images, batches
 from lrc.data.parts import as_superclasses, cifar20, subpopulations
 from lrc.data.shapes import SHAPES, shapes
-from lrc.data.sources import named
+from lrc.data.sources import SOURCES, labelled, named
 from lrc.data.stl10 import stl10
 
 __all__ = [
     "BREEDS",
     "SHAPES",
+    "SOURCES",
     "Folder",
     "Images",
     "as_superclasses",
@@ -21,6 +22,7 @@ __all__ = [
     "cifar20",
     "cifar100",
     "folder",
+    "labelled",
     "named",
     "shapes",
     "stl10",

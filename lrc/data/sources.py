@@ -14,7 +14,7 @@ from lrc.data.shapes import shapes
 from lrc.data.stl10 import stl10
 from lrc.errors import InputError
 
-__all__ = ["SOURCES", "named"]
+__all__ = ["SOURCES", "labelled", "named"]
 
 
 def _cifar20(split: str, *, part: str = "source", **options: Any) -> Images:
@@ -31,6 +31,7 @@ SOURCES: dict[str, Callable[..., Images]] = {
     "cifar100": cifar100,
     "shapes": shapes,
     "stl10": stl10,
+    "stl10-as-cifar10": partial(stl10, size=32, shared=True),
     **{name: partial(_breeds, name) for name in BREEDS},
 }
 PARTED = ("cifar20", *BREEDS)  # that have parts of their own
@@ -52,10 +53,8 @@ def named(name: str, split: str, *, labels: str = "classes", **options: Any) -> 
     Raises:
         InputError: there is no such data set, the message lists those there are; and as its function.
     """
-    if labels not in ("classes", "superclasses"):
-        raise InputError(f"labels {labels!r}, expected 'classes' or 'superclasses'")
-    if labels == "superclasses":
-        return as_superclasses(named(name, split, **options))
+    if labels != "classes":
+        return labelled(named(name, split, **options), labels)
     if name not in PARTED and "part" in options:
         parting = {key: options.pop(key) for key in ("part", *OF_PARTS) if key in options}
         return parted(named(name, split, **options), **parting)
@@ -66,3 +65,14 @@ def named(name: str, split: str, *, labels: str = "classes", **options: Any) -> 
         raise InputError(f"no data set is called {name!r}; there are {', '.join(SOURCES)}, or a folder of one's own")
     part = place / ("val" if split == "test" and not (place / "test").exists() else split)
     return folder(part, **{"size": 32, **options})
+
+
+def labelled(images: Images, by: str) -> Images:
+    """The images, labelled by their "classes", as they are, or by their "superclasses".
+
+    Raises:
+        InputError: labelled by something else, or images without superclasses.
+    """
+    if by not in ("classes", "superclasses"):
+        raise InputError(f"labels {by!r}, expected 'classes' or 'superclasses'")
+    return as_superclasses(images) if by == "superclasses" else images
