@@ -90,8 +90,11 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
 
 
 def radius(wanted: Recipe) -> float:
-    """The Linf radius at which the recipe's network is validated and judged, in units of a pixel."""
-    return float(number(wanted.get("eps", EPS)))
+    """The Linf radius at which the recipe's network is validated and judged, in units of a pixel.
+
+    That which the recipe names for it, else that of its objective, else 8/255.
+    """
+    return float(number(wanted.get("eps", wanted["objective"].get("eps", EPS))))
 
 
 def seed_of(wanted: Recipe) -> int:
@@ -100,13 +103,15 @@ def seed_of(wanted: Recipe) -> int:
 
 
 def number(value: Any) -> Any:
-    """A number, or text of one, where a fraction may be written out: "8/255".
+    """A number, or text of one, where a fraction may be written out: "8/255"; None stays.
 
     Raises:
-        InputError: text that is no finite number.
+        InputError: text that is no finite number, or something else.
     """
-    if not isinstance(value, str):
+    if value is None or isinstance(value, int | float):
         return value
+    if not isinstance(value, str):
+        raise InputError(f"{value!r} is no number: write 0.03 or 8/255")
     above, slash, below = value.partition("/")
     try:
         found = float(above) / (float(below) if slash else 1.0)

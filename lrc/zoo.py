@@ -52,6 +52,7 @@ PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 WORDS = ("on", "reduction")  # options of objectives that are no numbers
+OF_CLUSTERING = (*WORDS, "groups", "found_after")
 
 
 def info(name: str) -> dict[str, Any]:
@@ -108,8 +109,8 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
     return _obtain(recipe(name, change=change, limit=limit), name=name, progress=progress)
 
 
-def _obtain(wanted: Recipe, *, name: str = "a network", progress: bool = False) -> nn.Module:
-    """The network of any recipe, as `obtain` gives it."""
+def _obtain(wanted: Recipe, *, name: str, progress: bool = False, mend: str = "") -> nn.Module:
+    """The network of any recipe, as `obtain` gives it; `mend` says how several processes come to have it."""
     if shipped := _shipped(wanted):
         return load(shipped).to(device())
     place = _kept(wanted)
@@ -119,7 +120,8 @@ def _obtain(wanted: Recipe, *, name: str = "a network", progress: bool = False) 
     except OSError as error:
         raise InputError(f"{place} cannot be written ({error.strerror}): set LRC_CACHE to a folder that can") from error
     if not weights.exists() and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others would wait for the lock for ever
-        raise InputError(f"{name!r} has not been trained here: call lrc.zoo.obtain({name!r}) in one process first")
+        mend = mend or f"call lrc.zoo.obtain({name!r}) in one process first"
+        raise InputError(f"{name} has not been trained here: {mend}")
     with FileLock(place / "lock"):
         if not weights.exists():
             if progress:
@@ -316,24 +318,24 @@ def fit(
     made = objective(wanted, rest.hierarchy)
     eps = radius(wanted)
     attack = partial(pgd, eps=eps, steps=10, step=eps / 4) if made.craft else None  # what is to be robust
-    fast = wanted["objective"]["name"] == "fast"  # the one that can collapse
+    fast = eps if wanted["objective"]["name"] == "fast" else None  # the one that can collapse
     history = train(
-        model, rest, made, validation=validation, attack=attack, watch=_watch(validation, groups, fast=fast),
-        stop=collapsed if fast else None, out=out, progress=progress, **options,
+        model, rest, made, validation=validation, attack=attack, watch=_watch(validation, groups, fast),
+        stop=collapsed if fast is not None else None, out=out, progress=progress, **options,
     )  # fmt: skip
     return model, history
 
 
 def _watch(
-    validation: Images, groups: list[list[int]] | None, *, fast: bool
+    validation: Images, groups: list[list[int]] | None, fast: float | None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """What is noted after each epoch: contrasts between superclasses, and what shows a catastrophic overfitting."""
+    """What is noted after each epoch: contrasts between superclasses; with `fast`, a radius, what shows a collapse."""
 
     def watch(model: nn.Module) -> dict[str, float]:
         noted = _contrasts(model, groups=groups) if groups else {}
-        if fast:
+        if fast is not None:
             some = _first(validation, 500)
-            noted |= watch_collapse(some.float(), some.y, eps=EPS)(model)
+            noted |= watch_collapse(some.float(), some.y, eps=fast)(model)
         return noted
 
     return watch
@@ -360,11 +362,15 @@ def sha256(path: Path) -> str:
 
 
 def split_images(wanted: Recipe) -> tuple[Images, Images, Images]:
+    """Training, validation and test images of a recipe; which they are does not depend on what they are labelled by."""
     options = dict(wanted["data"])
     name, held_out, limit = options.pop("name"), options.pop("validation"), options.pop("limit", None)
+    labels = options.pop("labels", "classes")
     rest, validation = datasets.named(name, "train", **options).split(held_out)
     test = datasets.named(name, "test", **options)
-    return _first(rest, limit), _first(validation, limit), _first(test, limit)
+    parts = (_first(part, limit) for part in (rest, validation, test))
+    rest, validation, test = (datasets.labelled(part, labels) for part in parts)
+    return rest, validation, test
 
 
 def _first(some: Images, n: int | None) -> Images:
@@ -382,8 +388,11 @@ def objective(wanted: Recipe, hierarchy: Hierarchy | None) -> Objective:
     """What the recipe lowers, the teacher it may need included; the superclasses are those of its data.
 
     Raises:
-        InputError: as `lrc.objectives.named`, or a value that is no number.
+        InputError: as `lrc.objectives.named`, a value that is no number, or an option of a clustering term without one.
     """
+    given = wanted["objective"]
+    if idle := [option for option in OF_CLUSTERING if option in given and "clustering" not in given]:
+        raise InputError(f"{idle[0]} is of the clustering term: give clustering, its weight, too")
     aside = ("name", "teacher", "found_after", *PARTITIONS)
     options = {k: v if k in WORDS else number(v) for k, v in wanted["objective"].items() if k not in aside}
     if "teacher" in wanted["objective"]:
@@ -440,7 +449,11 @@ def _scout(wanted: Recipe) -> nn.Module:
     if not isinstance(after, int) or after < 1:
         raise InputError('groups = "found" needs found_after, the number of epochs after which they are looked for')
     training = wanted["training"] | {"epochs": min(after, wanted["training"]["epochs"])}
-    return _obtain(wanted | {"objective": without_groups(wanted), "training": training})
+    return _obtain(
+        wanted | {"objective": without_groups(wanted), "training": training},
+        name="the network that groups are found in",
+        mend="begin the same training in one process, and go on in several once it has found them",
+    )
 
 
 def _kept(wanted: Recipe) -> Path:

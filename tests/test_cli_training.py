@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lrc import cli, zoo
-from lrc.cli import training
+from lrc import cli, data, zoo
+from lrc.cli import commands, training
 
 TINY = ["--data", "shapes", "--arch", "resnet8", "--width", "4", "--limit", "48", "--validation", "16",
         "--batch-size", "16", "--epochs", "2", "--steps", "1"]  # fmt: skip
@@ -114,6 +114,27 @@ def test_other_data_have_their_own_classes():
     assert training._recipe(base, other, ["network.classes=7"])["network"]["classes"] == 7
 
 
+@pytest.mark.parametrize(
+    ("option", "classes"), [("data.labels=superclasses", 4), ("data.held_out=2", 8), ("data.part=target", 4)]
+)
+def test_another_part_of_the_data_has_its_own_number_of_classes(option, classes):
+    config = {**training.DEFAULTS, "data": {"name": "shapes", "part": "source", "validation": 96}}
+    config |= {"network": {"name": "resnet8", "width": 4, "classes": 12}}
+    given = dict.fromkeys([*training.NAMES, *(name for names in training.SECTIONS.values() for name in names)])
+    recipe = training._recipe(config, given, [option])
+    assert len(training._complete(recipe).classes) == recipe["network"]["classes"] == classes
+
+
+def test_the_radius_of_the_objective_is_that_of_the_figures(command):
+    status, output, err = command("train", *TINY, "--method", "adversarial", "--eps", "2/255", "--out", "x")
+    assert (status, err) == (0, "") and "PGD-20 (Linf 2/255) " in output
+    figures = json.loads(Path("x/figures.json").read_text())["figures"]
+    network, section = commands._trained(Path("x"))
+    test = data.named(section.pop("name"), "test").subset(figures["images"])
+    assert figures["eps"] == 2 / 255
+    assert figures["pgd20"] == pytest.approx(zoo.figures(network, test, eps=2 / 255)["pgd20"], abs=0.03)
+
+
 def test_what_it_wrote_is_inspected_and_evaluated(command):
     command("train", *TINY, "--out", "x")
     for words in (["inspect", "x", "--steps", "1"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
@@ -156,12 +177,16 @@ def test_a_folder_of_images_is_a_data_set(command, place):
         (["--set", "train.epochs=3"], "expected SECTION.NAME=VALUE, with a section of data, network, objective, tra"),
         (["--set", "network.depth=3"], "a data set or network has no such option"),
         (["--config", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--set", "network.classes=7"], "network.classes is 7, the data have 16 classes: leave it out"),
+        (["--set", "data.part=source", "--set", "data.choice=abc"], "choice 'abc', expected whole numbers"),
+        (["--set", "objective.groups=random"], "groups is of the clustering term: give clustering, its weight, too"),
+        (["--set", "objective.smoothing=[1]"], "[1] is no number"),
         (["--config", "list.json"], "list.json is no recipe: it has the sections data, network, objective, training"),
         (["--lr", "1e30"], "no longer finite: lower the learning rate"),
         (["--out", "list.json"], "list.json"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_status_2(command, words, says):
+def test_what_cannot_be_is_one_line_and_status_2(unchecked, command, words, says):
     Path("list.json").write_text("[1]")
     Path("unnamed.json").write_text(json.dumps({**training.DEFAULTS, "network": {}}))
     status, output, err = command("train", *TINY, "--method", "adversarial", "--out", "x", *words)

@@ -9,6 +9,7 @@ import torch
 
 from lrc import recipes, zoo
 from lrc.clustering import class_correlation, cut, tree
+from lrc.data import as_superclasses
 from lrc.errors import InputError
 from lrc.hierarchy import CIFAR10, CIFAR100
 from lrc.linearization import linear_map
@@ -327,7 +328,7 @@ def test_groups_are_found_in_the_network_of_the_same_training_without_the_term(m
 
 def test_what_looks_for_groups_is_trained_for_as_many_epochs_and_no_more(monkeypatch):
     asked = []
-    monkeypatch.setattr(zoo, "_obtain", lambda wanted: asked.append(wanted) or torch.nn.Identity())
+    monkeypatch.setattr(zoo, "_obtain", lambda wanted, **_: asked.append(wanted) or torch.nn.Identity())
     terms = {"clustering": 1, "reduction": "mean", "on": "logits", "smoothing": 0.3, "within": "superclasses"}
     for after in (2, 9):
         zoo._scout(speaking(3, eps="8/255", awp=0.01, groups="found", found_after=after, **terms))
@@ -335,9 +336,53 @@ def test_what_looks_for_groups_is_trained_for_as_many_epochs_and_no_more(monkeyp
     assert asked == [{"objective": left, "training": {"seed": 3, "epochs": epochs}} for epochs in (2, 5)]
 
 
-@pytest.mark.parametrize(("eps", "radius"), [({}, 8 / 255), ({"eps": "2/255"}, 2 / 255), ({"eps": 0}, 0.0)])
+@pytest.mark.parametrize(("eps", "radius"), [({}, 1 / 255), ({"eps": "2/255"}, 2 / 255), ({"eps": 0}, 0.0)])
 def test_a_recipe_has_a_radius(eps, radius):
+    """That it names, else that of its objective."""
     assert recipes.radius({**speaking(eps="1/255"), **eps}) == radius
+    assert recipes.radius(speaking()) == 8 / 255
+
+
+@pytest.mark.parametrize("option", ["groups", "found_after", "on", "reduction"])
+def test_an_option_of_the_clustering_term_needs_the_term(option):
+    """Else a control is plain adversarial training, unseen."""
+    with pytest.raises(InputError, match=f"^{option} is of the clustering term: give clustering, its weight, too$"):
+        zoo.objective(speaking(**{option: "random"}), CIFAR10)
+    assert zoo.objective(speaking(clustering=0, **{option: "random"}), CIFAR10).terms == ()
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, ["8/255"]])
+def test_a_list_is_no_number(unchecked, value):
+    for option in ("smoothing", "squeezing", "eps"):
+        with pytest.raises(InputError, match="is no number: write 0.03 or 8/255"):
+            zoo.objective(speaking(**{option: value}), CIFAR10)
+    with pytest.raises(InputError, match='the clustering term acts on "features", "logits" or "rows"'):
+        zoo.objective(speaking(clustering=0.1, on=value), CIFAR10)
+
+
+def test_several_processes_are_told_how_groups_are_found(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    wanted = zoo.recipe("shapes-resnet8-at-clustering", change={"objective": {"groups": "found", "found_after": 1}})
+    with pytest.raises(InputError, match="^the network that groups are found in has not been trained here: begin the"):
+        zoo.partition(wanted | {"trial": 31}, zoo.split_images(wanted)[0].hierarchy)
+
+
+def test_what_images_there_are_does_not_depend_on_the_labels():
+    wanted = zoo.recipe("shapes-parts-at", limit=200)
+    coarse = wanted | {"data": wanted["data"] | {"labels": "superclasses"}}
+    for fine, other in zip(zoo.split_images(wanted), zoo.split_images(coarse), strict=True):
+        assert torch.equal(fine.x, other.x) and other.classes == ("house", "tree", "fish", "car")
+        assert torch.equal(other.y, as_superclasses(fine).y)
+
+
+def test_a_collapse_is_looked_for_at_the_radius_of_the_training(monkeypatch):
+    radii = []
+    monkeypatch.setattr(zoo, "watch_collapse", lambda x, y, *, eps: radii.append(eps) or (lambda model: {}))
+    change = {"network": {"width": 4}}
+    base = zoo.recipe("shapes-resnet8-at", change=change, limit=32) | {"objective": {"name": "fast", "eps": "4/255"}}
+    monkeypatch.setattr(zoo, "train", lambda *_, watch, **__: watch(zoo._untrained(base)) and [])
+    zoo.fit(base)
+    assert radii == [4 / 255]
 
 
 def test_the_radius_is_that_of_validation_and_bears_on_what_is_kept(monkeypatch):

@@ -17,7 +17,7 @@ from lrc.errors import InputError
 from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
-from lrc.recipes import Recipe
+from lrc.recipes import Recipe, radius
 from lrc.training import processes
 from lrc.training.checkpoints import LAST, PREVIOUS
 
@@ -93,11 +93,15 @@ def train(
     if team.is_global_zero:
         _write(out / "config.json", recipe)
     model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
-    figures = zoo.figures(model, test, measure=partial(processes.shared_accuracy, team=team))
+    within = radius(recipe)
+    figures = zoo.figures(model, test, eps=within, measure=partial(processes.shared_accuracy, team=team)) | {
+        "eps": within
+    }
     if team.is_global_zero:
         _keep(out, model, figures, epochs=len(history))
         stopped = f"stopped: {history[-1]['stopped']}; " if "stopped" in history[-1] else ""
-        print(f"{out}: {stopped}clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {len(test)} test images")
+        attacked = f"PGD-20 (Linf {255 * within:g}/255) {figures['pgd20']:.1%}"
+        print(f"{out}: {stopped}clean {figures['clean']:.1%}, {attacked} on {len(test)} test images")
 
 
 def _read(path: Path) -> Recipe:
@@ -119,8 +123,6 @@ def _recipe(base: Recipe, given: dict[str, Any], changes: list[str]) -> Recipe:
     for option, section in NAMES.items():
         if given[option] is not None and given[option] != recipe[section]["name"]:
             recipe[section] = DEFAULTS[section] | {"name": given[option]}
-            if option == "data":
-                recipe["network"].pop("classes", None)  # those of the other data
     for section, options in SECTIONS.items():
         recipe[section] |= {option: given[option] for option in options if given[option] is not None}
     for change in changes:
@@ -129,6 +131,8 @@ def _recipe(base: Recipe, given: dict[str, Any], changes: list[str]) -> Recipe:
         if section not in DEFAULTS or not name or not value:
             raise InputError(f"--set {change}: expected SECTION.NAME=VALUE, with a section of {', '.join(DEFAULTS)}")
         recipe[section][name] = _value(value)
+    if recipe["data"] != base["data"] and recipe["network"].get("classes") == base["network"].get("classes"):
+        recipe["network"].pop("classes", None)  # those of the other data
     return recipe
 
 
@@ -147,10 +151,12 @@ def _complete(recipe: Recipe) -> Images:
     options = {k: v for k, v in recipe["data"].items() if k not in ("validation", "limit")}
     try:
         test = lrc.data.named(options.pop("name"), "test", **options)
-        recipe["network"].setdefault("classes", len(test.classes))
+        classes = recipe["network"].setdefault("classes", len(test.classes))
         build(**recipe["network"])
     except TypeError as error:  # an option that the function does not have
         raise InputError(f"a data set or network has no such option: {error}") from error
+    if classes != len(test.classes):
+        raise InputError(f"network.classes is {classes}, the data have {len(test.classes)} classes: leave it out")
     return test.subset(min(recipe["data"].get("limit", len(test)), len(test)))
 
 

@@ -102,7 +102,7 @@ def clustered(
         "logits": partial(terms.clustering, groups=held, reduction=reduction),
         "rows": partial(terms.row_clustering, groups=held),
     }
-    if on not in possible:
+    if not isinstance(on, str) or on not in possible:
         raise InputError(f'the clustering term acts on "features", "logits" or "rows", not {on!r}')
     return adding(objective, possible[on], weight=published if weight is None else weight)
 
@@ -153,6 +153,8 @@ def _standard(*, temperature: float = 1.0) -> Objective:
 
 def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) -> Objective:
     """Cross-entropy with a tenth of the label spread over all classes, or within its superclass."""
+    if within is not None and not within:
+        raise InputError("within names no superclass: give lists of the classes of each")
     loss = partial(losses.cross_entropy, smoothing=smoothing)
     return Objective(loss if within is None else partial(loss, groups=_held(within)))
 
