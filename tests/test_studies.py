@@ -1,27 +1,27 @@
-"""Studies: rows by their recipes, measures against counting by hand, and records that outlive kills and races."""
+"""Studies: rows by their recipes, pairs against scipy's t test, and records that outlive kills and races."""
 
 import json
 import subprocess
 import sys
-from functools import cache, partial
-from types import SimpleNamespace
+import time
+from concurrent.futures import Future
+from functools import partial
 
 import pytest
 import torch
+from drawing import HELD, TINY, few
 from scipy import stats
 from torch import Generator, nn
 
 from lrc import cli, recipes, studies, zoo
-from lrc.attacks import pgd
 from lrc.cli import studies as command
-from lrc.clustering import class_correlation
-from lrc.data import Images, shapes
+from lrc.data import shapes
 from lrc.data.parts import OFFICIAL
 from lrc.data.sources import SOURCES
 from lrc.errors import InputError
 from lrc.hierarchy import CIFAR10, CIFAR100, Hierarchy
 from lrc.models import build, resnet8
-from lrc.studies import measures, plan, records, tables
+from lrc.studies import plan, records, tables
 
 STUDIES = studies.names()
 PLAIN = {  # what each is compared with, from which it differs by the term on groups alone
@@ -38,12 +38,6 @@ PLAIN = {  # what each is compared with, from which it differs by the term on gr
     "shapes-boosting": {"PGD-AT + C": "PGD-AT"},
     "resnet18-boosting": {"PGD-AT + C": "PGD-AT"},
 }  # fmt: skip
-TINY = {
-    "data": {"validation": 16},
-    "network": {"width": 4},
-    "training": {"epochs": 2, "batch_size": 32},
-}
-HELD = ("bungalow", "palm", "puffer", "racer")
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +51,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@cache
-def few(split):
-    return shapes(split, n={"train": 320, "test": 64}[split])
-
-
-@cache
-def trained(name, labels="classes"):
-    """A recipe of a small network, and the network."""
-    classes = {} if labels == "classes" else {"classes": 4}
-    change = TINY | {"data": {"validation": 16, "labels": labels}, "network": {"width": 4} | classes}
-    wanted = zoo.recipe(name, change=change) | {"eps": "1/255"}
-    return wanted, zoo.fit(wanted)[0]
+def refuse(*_, **__):
+    raise AssertionError("asked again")
 
 
 def lrc(*words, capsys, monkeypatch):
@@ -176,233 +160,6 @@ def test_every_network_and_objective_can_be_built(study, monkeypatch):
         assert recipes.radius(wanted) == recipes.number(wanted["objective"].get("eps", wanted.get("eps", "8/255")))
 
 
-# -- what is measured ---------------------------------------------------------------------------------------------
-
-
-class Asked(nn.Module):
-    """The largest logit of each group, group by group."""
-
-    def __init__(self, model, groups):
-        super().__init__()
-        self.model, self.groups = model, groups
-
-    def forward(self, x):
-        z = self.model(x)
-        return torch.stack([z[:, group].amax(1) for group in self.groups], 1)
-
-
-KIND = {
-    name: level.names[level.of[k]]
-    for images in [shapes("test", n=16)]
-    for level in [images.hierarchy.levels[0]]
-    for k, name in enumerate(images.classes)
-}
-
-
-def shown(split, *, held):
-    """Images of the subclasses that are held out, or of the others; with the name of each."""
-    images = few(split)
-    rows = [i for i, k in enumerate(images.y.tolist()) if (images.classes[k] in HELD) == held]
-    return images.x[rows] / 255, [images.classes[int(images.y[i])] for i in rows]
-
-
-def counted(model, x, names, *, classes):
-    """Part of the images whose superclass is that of the class the model says."""
-    with torch.no_grad():
-        said = model(x).argmax(1).tolist()
-    return sum(KIND[classes[k]] == KIND[name] for k, name in zip(said, names, strict=True)) / len(names)
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """The figures of a network on few drawings, and what they are of."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SOURCES, "shapes", few)
-        patch.setenv("LRC_DEVICE", "cpu")
-        wanted, model = trained("shapes-parts-standard")
-        return wanted, model, measures.subpopulations(model, wanted)
-
-
-def test_superclasses_are_told_as_by_counting(measured):
-    wanted, model, figures = measured
-    seen, parts = measures._parts(wanted)
-    by_hand = partial(counted, model, classes=seen.classes)
-    (old, old_names), (test, test_names) = shown("train", held=True), shown("test", held=True)
-    assert (len(test_names), len(old_names)) == (16, 80)
-    assert figures["target_max"] == by_hand(torch.cat([old, test]), old_names + test_names)
-    assert figures["official_max"] == by_hand(test, test_names)
-    assert figures["source_max"] == by_hand(*shown("test", held=False))
-    assert 0 < figures["target_max"] < 1 and 0 < figures["source_max"] < 1
-    assert figures["superclasses"] == ("house", "tree", "fish", "car")
-    by_superclass = [by_hand(old[[i]], [name]) for i, name in enumerate(old_names)]
-    by_superclass += [by_hand(test[[i]], [name]) for i, name in enumerate(test_names)]
-    for number, superclass in enumerate(figures["superclasses"]):
-        own = [r for r, name in zip(by_superclass, old_names + test_names, strict=True) if KIND[name] == superclass]
-        assert figures["by_superclass"]["target"][number] == pytest.approx(sum(own) / len(own))
-
-
-def test_the_attack_aims_at_the_superclass_within_the_radius_of_the_recipe(measured):
-    wanted, model, figures = measured
-    seen, _ = measures._parts(wanted)
-    groups = seen.hierarchy.groups()
-    x, names = shown("test", held=False)
-    y = torch.tensor([figures["superclasses"].index(KIND[name]) for name in names])
-    victim, eps = Asked(model, groups), 1 / 255
-    x_adv = pgd(victim, x, y, eps=eps, steps=10, step=eps / 4, generator=Generator().manual_seed(0))
-    assert figures["source_max_attacked"] == int((victim(x_adv).argmax(1) == y).sum()) / len(y)
-    assert 0 < figures["source_max_attacked"] < figures["source_max"]
-
-
-def test_cohesion_and_contrast_by_loops_over_pairs(measured):
-    wanted, model, figures = measured
-    C = class_correlation(model, centre=True).double()
-    seen, _ = measures._parts(wanted)
-    of = [KIND[name] for name in seen.classes]
-    pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
-
-    def mean(chosen):
-        values = [float(C[i, j]) for i, j in chosen]
-        return sum(values) / len(values)
-
-    for name, cohesion in zip(figures["superclasses"], figures["cohesion"], strict=True):
-        own = [(i, j) for i, j in pairs if of[i] == of[j] == name]
-        across = [(i, j) for i, j in pairs if of[i] == name != of[j]]
-        assert cohesion == pytest.approx(mean(own) - mean(across), abs=1e-5)
-    within = [(i, j) for i, j in pairs if of[i] == of[j]]
-    across = [(i, j) for i, j in pairs if of[i] != of[j]]
-    assert figures["contrast"] == pytest.approx(mean(within) - mean(across), abs=1e-5)
-
-
-def test_nothing_is_random_in_the_figures_and_the_network_stays(measured):
-    wanted, model, figures = measured
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    torch.manual_seed(7)
-    assert measures.subpopulations(model, wanted) == figures
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert set(figures) == {
-        *(f"{part}_{way}{end}" for part in ("source", "target") for way in ("max", "sum", "head", "all")
-          for end in ("", "_attacked")),
-        *(f"official_{way}" for way in ("max", "sum", "head", "all")),
-        "superclasses", "by_superclass", "cohesion", "contrast",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("choice", [None, 1, 2])
-def test_nothing_of_the_target_is_trained_on(choice):
-    change = {"data": {"validation": 16} | ({} if choice is None else {"choice": choice})}
-    wanted = zoo.recipe("shapes-parts-at", change=change)
-    seen, parts = measures._parts(wanted)
-
-    def pixels(images: Images):
-        return {image.numpy().tobytes() for image in images.x}
-
-    trained_on = pixels(seen) | pixels(zoo.split_images(wanted)[1])
-    assert pixels(zoo.split_images(wanted)[0]) == pixels(seen)
-    assert not trained_on & (pixels(parts["target"]) | pixels(parts["official"]) | pixels(parts["source"]))
-    assert not {*seen.classes} & {*parts["target"].classes} and (choice is None) == (parts["target"].classes == HELD)
-    assert pixels(parts["official"]) < pixels(parts["target"])
-    assert pixels(parts["official"]) <= pixels(few("test")) and pixels(parts["source"]) <= pixels(few("test"))
-    kinds = [images.hierarchy.levels[0].names for images in (seen, *parts.values())]
-    assert len(set(kinds)) == 1
-
-
-def test_a_trial_measures_at_most_so_many_images():
-    wanted = zoo.recipe("shapes-parts-at", change={"data": {"validation": 16}}, limit=10)
-    seen, parts = measures._parts(wanted)
-    assert [len(images) for images in (seen, *parts.values())] == [10] * 4
-
-
-def test_labels_of_superclasses_are_asked_as_they_are(monkeypatch):
-    """A network of four logits: nothing to map up, and no classes whose correlation could cohere."""
-    wanted, model = trained("shapes-parts-standard", "superclasses")
-    monkeypatch.setattr(measures, "with_new_head", lambda model, *_, **__: Asked(model, [[0], [1], [2], [3]]))
-    figures = measures.subpopulations(model, wanted)
-    x, names = shown("test", held=True)
-    assert figures["official_max"] == figures["official_sum"]
-    assert figures["official_max"] == counted(model, x, names, classes=HELD)  # one of each superclass, in their order
-    assert figures["cohesion"] is figures["contrast"] is None
-
-
-def test_all_layers_are_fitted_by_the_objective_less_its_terms_on_groups(monkeypatch):
-    wanted = zoo.recipe("shapes-parts-at-clustering", change=TINY)
-    model, calls = zoo._untrained(wanted).eval(), []
-
-    def fitted(model, images, *, layers, objective=None, **options):
-        calls.append((layers, objective and str(objective), images.classes, options))
-        return Asked(model, [[k, k + 1, k + 2] for k in range(0, 12, 3)])
-
-    monkeypatch.setattr(measures, "with_new_head", fitted)
-    measures.subpopulations(model, wanted)
-    plain = str(zoo.objective(zoo.recipe("shapes-parts-at"), None))
-    options = {"batch_size": 32, "augment": False, "seed": 0}
-    kinds = ("house", "tree", "fish", "car")
-    assert calls == [("head", None, kinds, options), ("all", plain, kinds, options)]
-
-
-def test_a_recipe_that_holds_out_nothing_is_refused():
-    wanted = zoo.recipe("shapes-resnet8-at", change=TINY)
-    with pytest.raises(InputError, match="holds out no subclasses, it trains on bungalow, palm, puffer, racer"):
-        measures.subpopulations(zoo._untrained(wanted), wanted)
-
-
-def verdicts(y):
-    """What might have been said of the images under some attacks."""
-    drawn = {name: torch.randint(16, y.shape, generator=Generator().manual_seed(i)) for i, name in enumerate("cab")}
-    often = torch.rand(3, len(y), generator=Generator().manual_seed(3)) < 0.7
-    pairs = zip(("clean", "pgd", "autoattack"), zip(drawn.values(), often, strict=True), strict=True)
-    said = {name: torch.where(right, y, wrong) for name, (wrong, right) in pairs}
-    said["pgd"][:5] = -1  # logits that are not finite
-    return said
-
-
-def test_errors_are_parted_as_by_counting(monkeypatch):
-    wanted, model = trained("shapes-resnet8-standard")
-    test = few("test")
-    said, of = verdicts(test.y), [KIND[name] for name in test.classes]
-    report = SimpleNamespace(attacks=("pgd", "autoattack"), said=said.__getitem__)
-    monkeypatch.setattr(measures, "evaluate", lambda *_, **__: report)
-    figures = measures.boosting(model, wanted, attacks=["pgd", "autoattack"])
-    worst = [c if c != k else p for c, p, k in zip(said["clean"], said["pgd"], test.y, strict=True)]
-    for name, answers in (said | {"worst": worst}).items():
-        pairs = [(int(a), int(k)) for a, k in zip(answers, test.y, strict=True)]
-        assert figures[name] == sum(a == k for a, k in pairs) / 64
-        within = [(a, k) for a, k in pairs if a != k and a >= 0 and of[a] == of[k]]
-        assert figures[f"{name}_within"] == len(within) / 64
-        assert figures[name] + figures[f"{name}_within"] + figures[f"{name}_across"] == pytest.approx(1)
-    assert figures["worst"] < min(figures["clean"], figures["pgd"]) and figures["worst_within"] > 0
-    assert figures["images"] == 64
-
-
-def test_robustness_is_that_of_attacks_within_the_radius_and_is_kept(place):
-    wanted, model = trained("shapes-resnet8-standard")
-    figures = measures.boosting(model, wanted, attacks=["pgd"], images=40, out=place / "verdicts")
-    some = few("test").subset(40)
-    with torch.no_grad():
-        z = model(some.float())
-    assert figures["clean"] == int((z.argmax(1) == some.y).sum()) / 40 and figures["images"] == 40
-    assert figures["spread"] == pytest.approx(float(z.double().std(1).mean()), rel=1e-5)
-    groups = [[k for k, name in enumerate(some.classes) if KIND[name] == g] for g in ("house", "tree", "fish", "car")]
-    victim, eps = Asked(model, groups), 1 / 255
-    y = torch.tensor([["house", "tree", "fish", "car"].index(KIND[some.classes[k]]) for k in some.y])
-    x_adv = pgd(victim, some.float(), y, eps=eps, steps=20, step=eps / 4, generator=Generator().manual_seed(0))
-    assert figures["superclass_attacked"] == int((victim(x_adv).argmax(1) == y).sum()) / 40
-    report = json.loads((place / "verdicts" / "report.json").read_text())
-    assert report["eps"] == eps and report["figures"]["pgd"]["accuracy"] == figures["pgd"] == figures["worst"]
-    torch.manual_seed(5)
-    assert measures.boosting(model, wanted, attacks=["pgd"], images=40) == figures
-
-
-def test_images_without_superclasses_are_refused_before_the_attacks(monkeypatch):
-    wanted, model = trained("shapes-parts-standard", "superclasses")
-    monkeypatch.setattr(measures, "evaluate", refuse)
-    with pytest.raises(InputError, match="images without superclasses"):
-        measures.boosting(model, wanted)
-
-
-def refuse(*_, **__):
-    raise AssertionError("asked again")
-
-
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +192,26 @@ def test_only_cells_that_both_have_are_compared():
     assert (found.low, found.high, found.n) == (pytest.approx(expected.low), pytest.approx(expected.high), 2)
     with pytest.raises(InputError, match="'A' and 'B' have 1 rows in common"):
         studies.paired(cells(A=FULL, B={(None, 0): 0.4, (7, 7): 9.0}), "A", "B", "f")
+
+
+def test_over_choices_the_mean_of_each_is_one_value():
+    """Brute force; differences that depend on the choice alone, and its interval from three values, not nine."""
+    of = {None: 0.01, 1: 0.05, 2: 0.03}
+    other = {cell: value - of[cell[0]] for cell, value in FULL.items()}
+    found = studies.paired(cells(A=FULL, B=other), "A", "B", "f", over="choices")
+    expected = stats.ttest_1samp([*of.values()], 0).confidence_interval(0.95)
+    assert (found.low, found.high, found.n) == (pytest.approx(expected.low), pytest.approx(expected.high), 3)
+    assert found.high - found.low > 2 * (lambda d: d.high - d.low)(
+        studies.paired(cells(A=FULL, B=other), "A", "B", "f")
+    )
+    uneven = {cell: other[cell] for cell in [(None, 0), (1, 0), (1, 1)]}
+    assert studies.paired(cells(A=FULL, B=uneven), "A", "B", "f", over="choices").value == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("over", "says"), [("choices", "have one choice in common"), ("seeds", "cells or choices")])
+def test_intervals_over_what_there_is_not_are_refused(over, says):
+    with pytest.raises(InputError, match=says):
+        studies.paired(cells(A=FULL, B={(1, 0): 0.1, (1, 1): 0.2}), "A", "B", "f", over=over)
 
 
 def test_a_column_is_one_figure_in_the_order_of_the_table():
@@ -497,6 +274,25 @@ def test_rows_measured_otherwise_are_not_there(monkeypatch):
     assert studies.recorded("shapes-boosting")
     monkeypatch.setitem(plan._studies()["shapes-boosting"], "images", 201)
     assert not studies.recorded("shapes-boosting")
+
+
+def test_what_is_no_number_is_recorded_as_nothing(place):
+    row = studies.rows("shapes-boosting")[0]
+    record(row, a=float("nan"), b=[0.123456, float("inf")])
+    figures = studies.recorded("shapes-boosting")[row.name]["figures"]
+    assert figures == {"a": None, "b": [0.1235, None]}
+    assert "NaN" not in (place / "records" / "shapes-boosting.jsonl").read_text()
+
+
+def test_a_row_measured_otherwise_leaves_the_records_of_the_others(monkeypatch):
+    rows = studies.rows("shapes-boosting")
+    for i, row in enumerate(rows):
+        record(row, a=float(i))
+    with monkeypatch.context() as other:
+        other.setitem(plan._studies()["shapes-boosting"], "images", 201)
+        record(rows[1], a=9.0)
+        assert [*studies.recorded("shapes-boosting")] == [rows[1].name]
+    assert [*studies.recorded("shapes-boosting")] == [row.name for row in (rows[0], *rows[2:])]
 
 
 @pytest.mark.parametrize("line", ['{"row": "x', "[]", '{"row": "x"}', "3"])
@@ -665,7 +461,12 @@ class Pool:
         pass
 
     def submit(self, function, *words):
-        return SimpleNamespace(result=partial(function, *words))
+        job = Future()
+        try:
+            job.set_result(function(*words))
+        except Exception as error:
+            job.set_exception(error)
+        return job
 
 
 @pytest.fixture
@@ -697,7 +498,7 @@ def test_a_finished_study_is_left_alone_and_a_row_of_it_is_made_anew(made, capsy
     for row in rows:
         record(row, a=1.0)
     status, out, _ = lrc("study", "shapes-boosting", capsys=capsys, monkeypatch=monkeypatch)
-    assert (status, out) == (0, "all of it is recorded: name a single row to make it anew\n") and not made
+    assert (status, out) == (0, "all of it is recorded: name a single row to measure it anew\n") and not made
     lrc("study", rows[1].name, capsys=capsys, monkeypatch=monkeypatch)
     assert made == [rows[1].name] and Pool.started == []
 
@@ -709,3 +510,20 @@ def test_a_process_that_is_killed_is_one_line_and_status_2(made, capsys, monkeyp
     monkeypatch.setattr(studies, "make", killed)
     status, _, err = lrc("study", "shapes-boosting", capsys=capsys, monkeypatch=monkeypatch)
     assert status == 2 and err == "lrc: a process was killed, for want of memory perhaps: the same command goes on\n"
+
+
+def refused_first(names, work):
+    """In place of the rows: the first is refused at once, the others take a moment and leave a mark."""
+    if names == "first":
+        raise InputError("first cannot be made")
+    time.sleep(0.5)
+    (work / names).touch()
+
+
+def test_a_row_that_is_refused_ends_the_command_before_the_rest_begins(tmp_path, monkeypatch):
+    others = [f"other-{i}" for i in range(8)]
+    monkeypatch.setattr(command, "_rows", lambda name, **_: ["first", *others])
+    monkeypatch.setattr(command, "_make", refused_first)
+    with pytest.raises(InputError, match="^first cannot be made$"):
+        command.study(["x"], work=tmp_path, jobs=2)
+    assert len(list(tmp_path.iterdir())) < len(others)

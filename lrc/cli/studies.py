@@ -1,6 +1,6 @@
 """`lrc study`: the trainings of a table, what is missing of them."""
 
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,10 @@ def study(
     jobs: Annotated[int, typer.Option(min=0, help="Rows at a time; 0 for one a core, or one on an accelerator.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
 ) -> None:
-    """Train what is not recorded yet of a study, measure it, and record it in the package; a named row is made anew."""
+    """Train what is not recorded yet of a study, measure it, and record it in the package.
+
+    A row that is named is measured and recorded anew; it is trained anew where --work holds no weights of it.
+    """
     wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
         missing = {row for name in studies.names() for row in studies.left(name)}
@@ -30,7 +33,7 @@ def study(
             print(f"{row} (not recorded)" if row in missing else row)
         return
     if not wanted:
-        print("all of it is recorded: name a single row to make it anew")
+        print("all of it is recorded: name a single row to measure it anew")
     at_once = jobs or (zoo.cores() if device().type == "cpu" else 1)
     if at_once == 1 or len(wanted) < 2:
         for row in wanted:
@@ -38,8 +41,12 @@ def study(
         return
     try:
         with ProcessPoolExecutor(min(at_once, len(wanted)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            for made in [pool.submit(_make, row, work) for row in wanted]:
-                made.result()
+            try:
+                for made in as_completed([pool.submit(_make, row, work) for row in wanted]):
+                    made.result()
+            except InputError:
+                pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends, nothing more begins
+                raise
     except BrokenProcessPool as error:
         raise InputError("a process was killed, for want of memory perhaps: the same command goes on") from error
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +31,18 @@ def recorded(study: str) -> dict[str, Figures]:
     Raises:
         InputError: no study of that name, or a damaged record.
     """
-    wanted, path = {each.name: _made_by(each) for each in rows(study)}, RECORDS / f"{study}.jsonl"
+    wanted = {each.name: _made_by(each) for each in rows(study)}
+    return {name: line for name, line in _lines(study).items() if wanted.get(name) == line["made_by"]}
+
+
+def _lines(study: str) -> dict[str, Figures]:
+    """The lines of the file by the name of the row, those made or measured otherwise too."""
+    path = RECORDS / f"{study}.jsonl"
     if not path.exists():
         return {}
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {line["row"]: line for line in lines if wanted.get(line["row"]) == line["made_by"]}
+        return {line["row"]: {"made_by": line["made_by"], **line} for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): install the package again") from error
 
@@ -58,7 +65,7 @@ def check(study: str) -> None:
 
 
 def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
-    """Puts the row in its place in the file of its study."""
+    """Puts the row in its place in the file of its study; other rows stay, also those that were made otherwise."""
     path = RECORDS / f"{wanted.study}.jsonl"
     line = {
         "row": wanted.name,
@@ -69,7 +76,7 @@ def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
     }
     path.parent.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
-        there = recorded(wanted.study) | {wanted.name: line}
+        there = _lines(wanted.study) | {wanted.name: line}
         lines = [json.dumps(there[each.name]) for each in rows(wanted.study) if each.name in there]
         write_text(path, "\n".join(lines) + "\n")
 
@@ -86,12 +93,14 @@ def kept(wanted: Row, measure: Callable[[], Figures], *, limit: int | None) -> F
 
 
 def _rounded(value: Any) -> Any:
-    """The same with four digits after the point, which is more than the images carry."""
+    """The same with four digits after the point, which is more than the images carry; None for what is no number."""
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(v) for v in value]
-    return round(value, 4) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
 
 
 def options(wanted: Row) -> dict[str, Any]:

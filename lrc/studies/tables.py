@@ -51,20 +51,32 @@ def column(found: Sequence[Figures], model: str, figure: str) -> Tensor:
     return torch.tensor([each[figure] for each in chosen], dtype=torch.float64)
 
 
-def paired(found: Sequence[Figures], model: str, other: str, figure: str) -> Interval:
-    """By how much a figure of one model is above that of another, over the cells that both have: mean and t interval.
+def paired(found: Sequence[Figures], model: str, other: str, figure: str, *, over: str = "cells") -> Interval:
+    """By how much a figure of one model is above that of another: mean of the paired differences, and t interval.
 
-    A cell is a seed and a choice of held-out classes: what is hard about it is hard for both, and cancels.
+    Args:
+        over: "cells", of a seed and a choice of held-out classes each: what such a choice and such networks do. What
+            the models have in common in a cell cancels; that the difference itself may depend on the choice does not,
+            and the cells of one choice are taken for independent. Or "choices": the mean difference of each choice is
+            one value, and the interval is about choices at large.
 
     Raises:
-        InputError: as `column`, or fewer than two cells in common.
+        InputError: as `column`, fewer than two cells, or choices, in common, or another `over`.
     """
+    if over not in ("cells", "choices"):
+        raise InputError(f"intervals are taken over cells or choices, not {over!r}")
     first, second = ({_cell(each): each for each in found if each["model"] == m} for m in (model, other))
     common = [cell for cell in first if cell in second]
     if len(common) < 2:
         raise InputError(f"{model!r} and {other!r} have {len(common)} rows in common: a comparison takes at least 2")
     a, b = (column([rows_of[cell] for cell in common], m, figure) for rows_of, m in ((first, model), (second, other)))
-    return t_interval(a - b)
+    if over == "cells":
+        return t_interval(a - b)
+    choices = list(dict.fromkeys(choice for choice, _ in common))
+    if len(choices) < 2:
+        raise InputError(f"{model!r} and {other!r} have one choice in common: a comparison over choices takes 2")
+    of = torch.tensor([choices.index(choice) for choice, _ in common])
+    return t_interval(torch.stack([(a - b)[of == i].mean() for i in range(len(choices))]))
 
 
 def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
