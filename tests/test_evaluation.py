@@ -37,6 +37,17 @@ def test_accuracy_is_the_fraction_right(images, batch_size):
     assert accuracy(Brightest(), images, batch_size=batch_size) == by_hand
 
 
+class Overflowing(nn.Module):
+    """No number for every image; the largest by argmax is then the first class."""
+
+    def forward(self, x):
+        return Brightest()(x) * torch.nan
+
+
+def test_logits_that_are_no_numbers_are_right_of_no_image(images):
+    assert accuracy(Overflowing(), images) == 0
+
+
 def test_logits_keep_the_order(images):
     torch.testing.assert_close(logits(Brightest(), images, batch_size=10), images.float().mean((2, 3)))
 

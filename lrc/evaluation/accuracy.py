@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import untouched
 from lrc.data import Images, batches
 from lrc.errors import InputError
 
-__all__ = ["accuracy", "logits"]
+__all__ = ["accuracy", "answers", "logits"]
 
 Attack = Callable[..., Tensor]
 """`attack(model, x, y, *, generator) -> x_adv`: one of `lrc.attacks`, its options fixed by `functools.partial`."""
@@ -62,10 +62,21 @@ def accuracy(
 ) -> float:
     """Fraction of the images, attacked first if an attack is given, that the model classifies rightly; in [0, 1].
 
+    One with logits that are not finite is none of these.
+
     Args: as in `logits`.
     """
     z = logits(model, images, attack=attack, batch_size=batch_size, generator=generator)
-    return int((z.argmax(1).cpu() == images.y.cpu()).sum()) / len(images)
+    return int((answers(z).cpu() == images.y.cpu()).sum()) / len(images)
+
+
+def answers(z: Float[Tensor, "n classes"]) -> Int64[Tensor, " n"]:
+    """The class of the largest logit; -1, no class, where some logit is not finite.
+
+    >>> answers(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
+    tensor([ 1, -1])
+    """
+    return torch.where(z.isfinite().all(1), z.argmax(1), -1)
 
 
 def device_of(model: nn.Module, images: Images) -> torch.device:

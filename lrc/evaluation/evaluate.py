@@ -21,7 +21,7 @@ from lrc.attacks.journal import Journal, sound
 from lrc.attacks.streams import new_seed
 from lrc.data import Images
 from lrc.errors import InputError
-from lrc.evaluation.accuracy import device_of
+from lrc.evaluation.accuracy import answers, device_of
 from lrc.evaluation.choice import Attack, accepted, choose, resumes
 from lrc.evaluation.counting import Cost, counting
 from lrc.evaluation.ledger import Judged, Ledger
@@ -198,7 +198,7 @@ def _said(run: _Run, x: Tensor, y: Tensor, found: Any, *, name: str) -> Int64[Te
         if isinstance(found, Verdicts):  # a point on the boundary may look right in another batch: then the runner-up
             doubt = found.fooled[part].to(run.device) & (logits.argmax(1) == labels)
             logits[doubt, labels[doubt]] = -torch.finfo(logits.dtype).max
-        said.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu())
+        said.append(answers(logits).cpu())
     return torch.cat(said)
 
 

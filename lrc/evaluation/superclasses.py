@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrc.clustering.contrasts import Groups, labels_of
 from lrc.errors import InputError
+from lrc.evaluation.accuracy import answers
 
 __all__ = ["Split", "Superclasses", "confusions", "per_superclass"]
 
@@ -124,7 +125,7 @@ def per_superclass(z: Float[Tensor, "n superclasses"], y: Int[Tensor, " labels"]
     tensor([0.5000, 1.0000,    nan])
     """
     y = _fitting(y, z, z.shape[1])
-    said = torch.where(z.isfinite().all(1), z.argmax(1), -1)
+    said = answers(z)
     return y[said == y].bincount(minlength=z.shape[1]) / y.bincount(minlength=z.shape[1])
 
 
