@@ -42,7 +42,7 @@ def _lines(study: str) -> dict[str, Figures]:
         return {}
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {line["row"]: {"made_by": line["made_by"], **line} for line in lines}
+        return {line["row"]: line for line in lines if line["made_by"]}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): install the package again") from error
 
