@@ -229,6 +229,8 @@ def test_fast_training_steps_further_than_eps():
     reached = (made - x) / (8 / 255)
     assert (reached > 0.9999).double().mean().item() == pytest.approx(5 / 8, abs=0.02)
     assert reached.min().item() == pytest.approx(0.25, abs=0.01)
+    made = named("fast", random_start=False).craft(model, x, y)
+    torch.testing.assert_close(made, x + 8 / 255)
 
 
 def test_examples_that_start_nearby():

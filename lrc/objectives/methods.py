@@ -159,9 +159,9 @@ def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) ->
     return Objective(loss if within is None else partial(loss, groups=_held(within)))
 
 
-def _fast(*, eps: float = EPS) -> Objective:
-    """Fast adversarial training: FGSM of step 1.25 eps from a random start (Wong et al., 2020)."""
-    return Objective(losses.cross_entropy, partial(fgsm, eps=eps, random_start=True))
+def _fast(*, eps: float = EPS, random_start: bool = True) -> Objective:
+    """Fast adversarial training: FGSM of step 1.25 eps from a random start (Wong et al., 2020), or of eps without."""
+    return Objective(losses.cross_entropy, partial(fgsm, eps=eps, random_start=random_start))
 
 
 def _adversarial(
