@@ -24,7 +24,7 @@ from lrc.errors import InputError
 from lrc.files import write_text
 from lrc.models import build
 from lrc.profiles import device
-from lrc.recipes import EPS, number
+from lrc.recipes import EPS, number, radius
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",
@@ -124,14 +124,21 @@ def data_command(name: Annotated[str, typer.Argument(help=f"{', '.join(lrc.data.
 
 @zoo_app.command("list")
 def list_command() -> None:
-    """The networks there are recipes for, with their figures where these were recorded."""
-    table = Table("name", "about", "clean", "PGD-20", "AutoAttack")
+    """The networks there are recipes for, with their figures where these were recorded.
+
+    Attacks are Linf, of the radius eps. Where the terminal is narrow `about` is cut: `show` has it whole.
+    """
+    table = Table(box=None, expand=True)
+    table.add_column("name", no_wrap=True)
+    for header in ("eps", "clean", "PGD-20", "AutoAttack"):
+        table.add_column(header, justify="right")
+    table.add_column("about", no_wrap=True, ratio=1)
     for name in zoo.names():
         record = zoo.info(name)
         figures = record.get("figures", {})
         found = [figures.get("clean"), figures.get("pgd20"), figures.get("autoattack", {}).get("robust")]
         shown = ("-" if share is None else f"{share:.1%}" for share in found)
-        table.add_row(name, record["recipe"]["about"], *shown)
+        table.add_row(name, f"{255 * radius(record['recipe']):.3g}/255", *shown, record["recipe"]["about"])
     Console().print(table)
 
 
