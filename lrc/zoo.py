@@ -51,8 +51,8 @@ __all__ = ["images", "info", "linear_part", "load", "make", "metrics", "names", 
 PACKAGE = Path(__file__).parent
 WEIGHTS = PACKAGE / "weights"
 WEIGHTS_FILE = "weights.safetensors"
-WORDS = ("on", "reduction")  # options of objectives that are no numbers
-OF_CLUSTERING = (*WORDS, "groups", "found_after")
+WORDS = ("on", "reduction", "random_start")  # options of objectives that are no numbers
+OF_CLUSTERING = ("on", "reduction", "groups", "found_after")
 
 
 def info(name: str) -> dict[str, Any]:

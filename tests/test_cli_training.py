@@ -162,7 +162,7 @@ def test_a_folder_of_images_is_a_data_set(command, place):
         (["--method", "trade"], "no method is called 'trade'; there are standard, label_smoothing"),
         (["--arch", "resnet"], "no network is called 'resnet'; there are resnet18, resnet8, vgg6"),
         (["--data", "mnist"], "no data set is called 'mnist'; there are cifar10, cifar20, cifar100, shapes, stl10, "),
-        (["--method", "fast", "--steps", "3"], "fast has no option 'steps'; there are eps"),
+        (["--method", "fast", "--steps", "3"], "fast has no option 'steps'; there are eps, random_start"),
         (["--precision", "half"], "precision 'half', expected one of float32, bf16"),
         (["--eps", "eight"], "'eight' is no number"),
         (["--batch-size", "64"], "batch_size (64) in 1..48"),

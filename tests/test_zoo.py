@@ -376,6 +376,14 @@ def test_what_images_there_are_does_not_depend_on_the_labels():
         assert torch.equal(other.y, as_superclasses(fine).y)
 
 
+@pytest.mark.parametrize("given", ["maybe", 2])
+def test_a_random_start_is_true_or_false(unchecked, given):
+    wanted = zoo.recipe("cifar10-small-fgsm")
+    assert zoo.objective(wanted, None).craft.keywords["random_start"] is False
+    with pytest.raises(InputError, match=f"random_start must be true or false, not {given!r}"):
+        zoo.objective(wanted | {"objective": wanted["objective"] | {"random_start": given}}, None)
+
+
 def test_a_collapse_is_looked_for_at_the_radius_of_the_training(monkeypatch):
     radii = []
     monkeypatch.setattr(zoo, "watch_collapse", lambda x, y, *, eps: radii.append(eps) or (lambda model: {}))

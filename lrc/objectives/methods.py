@@ -161,6 +161,8 @@ def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) ->
 
 def _fast(*, eps: float = EPS, random_start: bool = True) -> Objective:
     """Fast adversarial training: FGSM of step 1.25 eps from a random start (Wong et al., 2020), or of eps without."""
+    if not isinstance(random_start, bool):
+        raise InputError(f"random_start must be true or false, not {random_start!r}")
     return Objective(losses.cross_entropy, partial(fgsm, eps=eps, random_start=random_start))
 
 
