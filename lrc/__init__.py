@@ -10,8 +10,7 @@
 [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
 """
 
-from lrc import attacks, clustering, data, hierarchy, models, objectives, plots, zoo
-from lrc.claims import claim
+from lrc import attacks, clustering, data, hierarchy, models, plots
 from lrc.clustering import (
     agreement,
     class_correlation,
@@ -23,11 +22,13 @@ from lrc.clustering import (
     tree,
 )
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation import Report, accuracy, evaluate, logits
+from lrc.experiments import studies, zoo
+from lrc.experiments.claims import claim
+from lrc.experiments.profiles import profile
 from lrc.linearization import affine_map, alignment, linear_map, linearize, local_map, mean_local_map
-from lrc.profiles import profile
-from lrc.training import train
+from lrc.training import objectives, train
+from lrc.utils.errors import InputError
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "permutation_tests",
     "plots",
     "profile",
+    "studies",
     "train",
     "tree",
     "zoo",

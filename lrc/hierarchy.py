@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 WORDNET = Path(__file__).parent / "wordnet.txt"
 

@@ -20,8 +20,8 @@ from torch import Generator, nn
 from lrc.attacks import pgd
 from lrc.data import Images
 from lrc.models import resnet8
-from lrc.objectives import named
 from lrc.training import train
+from lrc.training.objectives import named
 from lrc.training.processes import join
 
 

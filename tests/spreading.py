@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Generator, nn
 
 from lrc.attacks import pgd
-from lrc.attacks.streams import image_keys
+from lrc.attacks.rng import image_keys
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.models import resnet8
-from lrc.objectives import named
 from lrc.training import checkpoints, epochs, train
+from lrc.training.objectives import named
 from lrc.training.processes import join, shared_accuracy
+from lrc.utils.errors import InputError
 
 GROUPS = [[0, 1], [2]]
 

@@ -113,7 +113,7 @@ def chapter(folder, *sources, name="01_one", tags=()):
     return folder / f"{name}.ipynb"
 
 
-CLAIMS = "from lrc.claims import claim\nclaim('one | two', 1, at_least=0.5)"
+CLAIMS = "from lrc.experiments.claims import claim\nclaim('one | two', 1, at_least=0.5)"
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +175,11 @@ def home(notebook):
 
 
 def broken_claim(notebook):
-    notebook.metadata.lrc.claims[0][-1] = "NO"
+    notebook.metadata.lrc.experiments.claims[0][-1] = "NO"
 
 
 def no_claim(notebook):
-    notebook.metadata.lrc.claims = []
+    notebook.metadata.lrc.experiments.claims = []
 
 
 def widget_state(notebook):

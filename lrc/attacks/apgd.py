@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, spread, unit
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import Loss, fooled, likely_targets, loss_function, true_label
-from lrc.attacks.streams import image_keys
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys
+from lrc.attacks.threat_model import Ball, ball, spread, unit
+from lrc.utils.errors import InputError
 
 MOMENTUM = 0.75
 ENOUGH = 0.75  # of the steps since the last checkpoint should have raised the loss
@@ -46,7 +46,7 @@ def apgd(
         restarts: how often all runs are repeated from other random starts.
         until_fooled: an image's search ends as soon as it is misclassified, whatever the run. Otherwise each runs all
             its steps, and the last run's image of largest loss is returned.
-        generator: of the random starts, each image's of its own (`lrc.attacks.streams`).
+        generator: of the random starts, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         For each image the first point found that fools the model, else the last run's point of largest loss; in the

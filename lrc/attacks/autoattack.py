@@ -14,15 +14,15 @@ from rich.progress import track
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.apgd import apgd
-from lrc.attacks.balls import ball
 from lrc.attacks.common import attacked, check
 from lrc.attacks.fab import fab
 from lrc.attacks.journal import Batch, Journal
 from lrc.attacks.losses import fooled
+from lrc.attacks.rng import new_seed
 from lrc.attacks.square import square
-from lrc.attacks.streams import new_seed
-from lrc.errors import InputError
-from lrc.identity import described, digest, fingerprint
+from lrc.attacks.threat_model import ball
+from lrc.utils.errors import InputError
+from lrc.utils.hashes import described, digest, fingerprint
 
 Attack = Callable[..., Tensor]
 """`attack(model, x, y, *, eps, generator) -> x_adv`, its other options fixed by `functools.partial`."""
@@ -106,7 +106,7 @@ def autoattack(
             run's are those of an unbroken one.
         out: folder in which each finished batch is kept. A run that was killed goes on from there when called again
             with the same arguments, and a finished one gives its result at once. Attacks of your own are told apart by
-            their names and options (`lrc.identity.described`).
+            their names and options (`lrc.utils.hashes.described`).
         progress: show a progress bar for each part.
 
     Returns:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lrc.attacks.balls import box, norms
 from lrc.attacks.losses import LOSSES, Loss, loss_function, margin
-from lrc.errors import InputError
+from lrc.attacks.threat_model import box, norms
+from lrc.utils.errors import InputError
 
 __all__ = [
     "LOSSES",

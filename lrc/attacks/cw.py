@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import ball, distance, spread, within
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin, targeted_margin
-from lrc.errors import InputError
+from lrc.attacks.threat_model import ball, distance, spread, within
+from lrc.utils.errors import InputError
 
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
 MOST = 1e10  # the largest constant c

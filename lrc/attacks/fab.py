@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import SLACK, ball, distance, spread, unit, within
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import fooled, likely_targets, pick, true_label
-from lrc.attacks.streams import image_keys, normal
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys, normal
+from lrc.attacks.threat_model import SLACK, ball, distance, spread, unit, within
+from lrc.utils.errors import InputError
 
 OVERSHOOT = 1.05  # eta: how far beyond the boundary a step goes
 TO_ORIGIN = 0.1  # alpha_max: the largest weight of the step that starts at the original image
@@ -43,7 +43,7 @@ def fab(
             fewer); AutoAttack has 9. 0: one run, at each step toward the class whose boundary is nearest, which takes a
             backward pass for each class.
         restarts: how often all runs are repeated, after the first time from a random point.
-        generator: of these random points, each image's of its own (`lrc.attacks.streams`).
+        generator: of these random points, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         Without eps, the nearest misclassified image found, or x itself where none was (or x is misclassified).

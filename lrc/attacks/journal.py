@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrc.attacks.streams import new_seed
-from lrc.errors import InputError
-from lrc.files import write, write_text
+from lrc.attacks.rng import new_seed
+from lrc.utils.errors import InputError
+from lrc.utils.files import write, write_text
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Batch:
 class Journal:
     """A folder with `run.json`, which says what run it belongs to, and one numbered file a finished batch.
 
-    No file is ever half there (`lrc.files`).
+    No file is ever half there (`lrc.utils.files`).
     """
 
     folder: Path

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, fx, nn
 from lrc.attacks.graphs import Residual, Wiring, fork, join, linear_relu
 from lrc.attacks.losses import Loss
 from lrc.attacks.mifgsm import mifgsm
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 
 def linbp(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to one value an image (n,), which the attack makes large.

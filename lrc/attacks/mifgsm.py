@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import ball, spread, unit, within
 from lrc.attacks.common import attacked, input_gradient, laid_out_like
 from lrc.attacks.losses import Loss, loss_function
-from lrc.attacks.streams import image_keys, uniform
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys, uniform
+from lrc.attacks.threat_model import ball, spread, unit, within
+from lrc.utils.errors import InputError
 
 
 def mifgsm(
@@ -39,7 +39,7 @@ def mifgsm(
         diversity: probability, at each step, that an image's gradient is taken at a shrunken copy of it, put somewhere
             on black (DI); x are then images (n, c, h, w).
         smallest: size that such a copy has at least, as a part of the whole, in (0, 1].
-        generator: of these copies, each image's of its own (`lrc.attacks.streams`).
+        generator: of these copies, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         The last iterate, in the ball and in [0, 1] to the last bit.

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, spread
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin
-from lrc.attacks.streams import image_keys, normal
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys, normal
+from lrc.attacks.threat_model import Ball, ball, spread
+from lrc.utils.errors import InputError
 
 AT_ONCE = 512  # images in one forward pass, about
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
@@ -41,7 +41,7 @@ def nattack(
         samples: points asked for at each step, at least 2.
         sigma: width of the Gaussian, before the tanh.
         rate: of the steps of the mean.
-        generator: of the samples, each image's of its own (`lrc.attacks.streams`).
+        generator: of the samples, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         For each image the first sample that fools the model; where none did, the image at the last mean, or x itself

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, spread, unit
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import Loss, fooled, loss_function
-from lrc.attacks.streams import image_keys, normal
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys, normal
+from lrc.attacks.threat_model import Ball, ball, spread, unit
+from lrc.utils.errors import InputError
 
 AT_ONCE = 512  # images in one forward pass, about
 
@@ -42,7 +42,7 @@ def nes(
         sigma: width of the Gaussian, in units of a pixel.
         step: length of one step, in the units of eps; eps / 10 by default.
         momentum: weight of the former estimates: g <- momentum g + (1 - momentum) estimate.
-        generator: of the points, each image's of its own (`lrc.attacks.streams`).
+        generator: of the points, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         For each image the first iterate that fools the model, else the last; x itself where it is misclassified as it

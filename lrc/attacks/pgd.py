@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, unit
 from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like
 from lrc.attacks.losses import Loss, fooled, loss_function
-from lrc.attacks.streams import image_keys
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys
+from lrc.attacks.threat_model import Ball, ball, unit
+from lrc.utils.errors import InputError
 
 
 def pgd(
@@ -44,7 +44,7 @@ def pgd(
         restarts: number of runs; a further one is made, from another random start, for images that are not yet fooled.
         target: the class that each image is to be taken for; absent, any but its own.
         generator: of the random starts, on any device; each image's depends on it and on the image alone
-            (`lrc.attacks.streams`). Absent, every call draws anew.
+            (`lrc.attacks.rng`). Absent, every call draws anew.
 
     Returns:
         The last iterate of the last run made, in the ball and in [0, 1] to the last bit, on the device of x.

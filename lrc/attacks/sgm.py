@@ -6,7 +6,7 @@ from torch import Generator, Tensor, fx, nn
 from lrc.attacks.graphs import Wiring, scale_gradient
 from lrc.attacks.losses import Loss
 from lrc.attacks.mifgsm import mifgsm
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 
 def sgm(

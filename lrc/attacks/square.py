@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.balls import Ball, ball, norms, spread
 from lrc.attacks.common import Rows, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin
-from lrc.attacks.streams import image_keys, signs, uniform
-from lrc.errors import InputError
+from lrc.attacks.rng import image_keys, signs, uniform
+from lrc.attacks.threat_model import Ball, ball, norms, spread
+from lrc.utils.errors import InputError
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, after which the share of pixels changed at once halves."""
@@ -41,7 +41,7 @@ def square(
         share: of the pixels that the first squares cover (p of the paper), in (0, 1]; see `side`.
         horizon: number of queries over which the squares shrink to the smallest; `queries` by default. AutoAttack stops
             after 5,000 of 10,000.
-        generator: of all random choices, each image's of its own (`lrc.attacks.streams`).
+        generator: of all random choices, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
         For each image the first point found that fools the model, else that of the largest margin; x itself where

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from torch import Generator, nn
 
 import lrc
-from lrc import zoo
 from lrc.attacks import pgd
 from lrc.data import Images
 from lrc.data.cache import folder
-from lrc.errors import InputError
-from lrc.files import write_text
+from lrc.experiments import zoo
+from lrc.experiments.recipe import EPS, number, radius
 from lrc.models import build
-from lrc.profiles import device
-from lrc.recipes import EPS, number, radius
+from lrc.utils.devices import device
+from lrc.utils.errors import InputError
+from lrc.utils.files import write_text
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",

@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 import typer
 
-from lrc import studies, zoo
-from lrc.errors import InputError
-from lrc.profiles import device
+from lrc.experiments import studies, zoo
+from lrc.utils.devices import device
+from lrc.utils.errors import InputError
 
 
 def study(

@@ -11,15 +11,15 @@ import torch
 import typer
 
 import lrc
-from lrc import zoo
 from lrc.data import Images
-from lrc.errors import InputError
-from lrc.files import write_text
+from lrc.experiments import zoo
+from lrc.experiments.recipe import Recipe, radius
 from lrc.models import build
-from lrc.profiles import device
-from lrc.recipes import Recipe, radius
 from lrc.training import processes
 from lrc.training.checkpoints import LAST, PREVIOUS
+from lrc.utils.devices import device
+from lrc.utils.errors import InputError
+from lrc.utils.files import write_text
 
 DEFAULTS: Recipe = {
     "data": {"name": "cifar10", "validation": 1000},

@@ -10,10 +10,10 @@ indices, each class in one list.
 from lrc.clustering.contrasts import contrast
 from lrc.clustering.intervals import Interval, bootstrap, t_interval
 from lrc.clustering.levels import LevelTest, permutation_tests
-from lrc.clustering.matrices import class_correlation, feature_distance
-from lrc.clustering.nulls import p_value, random_contrasts
+from lrc.clustering.null_distribution import p_value, random_contrasts
 from lrc.clustering.permutations import PermutationTest, holm, permutation_test
 from lrc.clustering.semantics import mantel_test
+from lrc.clustering.similarity import class_correlation, feature_distance
 from lrc.clustering.spectra import effective_rank, eigengap, eigenvalues
 from lrc.clustering.trees import (
     agreement,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["Groups", "as_matrix", "contrast", "contrasts", "labels_of", "labels_within"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Generator, Tensor
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["Interval", "bootstrap", "t_interval"]
 

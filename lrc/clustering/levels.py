@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from lrc.clustering.contrasts import as_matrix
 from lrc.clustering.permutations import PermutationTest, holm, permutation_test
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy, Level
+from lrc.utils.errors import InputError
 
 __all__ = ["LevelTest", "permutation_tests"]
 

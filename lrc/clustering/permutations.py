@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from lrc.clustering.contrasts import Groups, as_matrix, contrasts, labels_of, labels_within
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from lrc.clustering.contrasts import as_matrix
 from lrc.clustering.permutations import EXACT_LIMIT, PermutationTest, placed, random_splits
 from lrc.clustering.trees import off_diagonal
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["mantel_test"]
 

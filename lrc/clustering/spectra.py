@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrc.clustering.contrasts import as_matrix
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["effective_rank", "eigengap", "eigenvalues"]
 

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from lrc.clustering.contrasts import Groups, as_matrix, labels_of
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = [
     "agreement",

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 
 def pixels(x: Any, channels: int) -> UInt8[Tensor, "n {channels} height width"]:

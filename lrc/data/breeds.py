@@ -9,12 +9,12 @@ from typing import Any
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
 from lrc.data.folders import Folder, check_side, of_files
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy, Level
+from lrc.utils.errors import InputError
 
 __all__ = ["BREEDS", "breeds"]
 
-TABLE = Path(__file__).parents[1] / "breeds.toml"
+TABLE = Path(__file__).with_name("breeds.toml")
 PAPER = "Santurkar, Tsipras & Madry, BREEDS: Benchmarks for subpopulation shift, ICLR 2021, arXiv:2008.04859"
 
 BREEDS = ("entity13", "entity30", "living17", "nonliving26")

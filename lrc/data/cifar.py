@@ -12,8 +12,8 @@ from lrc.data import cache
 from lrc.data.download import download
 from lrc.data.images import Images
 from lrc.data.readers import read_parquet, read_pickle
-from lrc.errors import InputError
 from lrc.hierarchy import CIFAR10, CIFAR100, Hierarchy
+from lrc.utils.errors import InputError
 
 HOMES = ("", "plain_text", "cifar100", "data")  # folders of a set in which copies of the hub keep the shards
 

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from lrc.data.images import Images, Indices
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy
-from lrc.identity import digest
+from lrc.utils.errors import InputError
+from lrc.utils.hashes import digest
 
 __all__ = ["Folder", "folder"]
 

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
 from lrc.data import arrays
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy
-from lrc.identity import digest
+from lrc.utils.errors import InputError
+from lrc.utils.hashes import digest
 
 Indices = Sequence[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"] | Bool[Tensor, " n"]
 PADDING = 4  # pixels of zeros around an image before it is cropped: the usual recipe for CIFAR

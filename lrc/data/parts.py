@@ -9,8 +9,8 @@ from torch import Generator
 
 from lrc.data.cifar import cifar100
 from lrc.data.images import Images
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy
+from lrc.utils.errors import InputError
 
 __all__ = ["OFFICIAL", "as_superclasses", "cifar20", "subpopulations"]
 

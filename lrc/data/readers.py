@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 SIDE = 32
 Pixels = UInt8[np.ndarray, "n 32 32 3"]

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from lrc.data.images import Images
-from lrc.errors import InputError
 from lrc.hierarchy import Hierarchy, Level
+from lrc.utils.errors import InputError
 
 __all__ = ["SHAPES", "shapes"]
 

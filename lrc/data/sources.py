@@ -12,7 +12,7 @@ from lrc.data.images import Images
 from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
 from lrc.data.stl10 import stl10
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["SOURCES", "labelled", "named"]
 

@@ -11,8 +11,8 @@ from lrc.data import cache
 from lrc.data.cifar import base_folder, folders_of
 from lrc.data.download import download
 from lrc.data.images import Images
-from lrc.errors import InputError
 from lrc.hierarchy import CIFAR10, STL10
+from lrc.utils.errors import InputError
 
 __all__ = ["stl10"]
 

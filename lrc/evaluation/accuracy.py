@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import untouched
 from lrc.data import Images, batches
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["accuracy", "answers", "logits"]
 

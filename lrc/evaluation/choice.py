@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lrc.attacks import Verdicts, apgd, autoattack, cw, fab, fgsm, mifgsm, nattack, nes, pgd, square
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 Attack = Callable[..., Tensor | Verdicts]
 """`attack(model, x, y, ...) -> x_adv`, its options fixed by `functools.partial`; or one that gives `Verdicts`."""

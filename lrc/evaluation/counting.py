@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrc.attacks.journal import sound
-from lrc.files import write_text
+from lrc.utils.files import write_text
 
 EVERY = 2.0  # seconds between two states on disk
 

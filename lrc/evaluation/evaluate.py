@@ -15,12 +15,11 @@ from rich.progress import track
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.autoattack import Verdicts
-from lrc.attacks.balls import ball
 from lrc.attacks.common import attacked, check
 from lrc.attacks.journal import Journal, sound
-from lrc.attacks.streams import new_seed
+from lrc.attacks.rng import new_seed
+from lrc.attacks.threat_model import ball
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation.accuracy import answers, device_of
 from lrc.evaluation.choice import Attack, accepted, choose, resumes
 from lrc.evaluation.counting import Cost, counting
@@ -29,8 +28,9 @@ from lrc.evaluation.masking import masking_flags
 from lrc.evaluation.outcomes import Flag, Outcome
 from lrc.evaluation.report import CLEAN, Report
 from lrc.evaluation.trial import check_surrogate
-from lrc.files import write_text
-from lrc.identity import described, fingerprint
+from lrc.utils.errors import InputError
+from lrc.utils.files import write_text
+from lrc.utils.hashes import described, fingerprint
 
 STRANGE = ".*NaN or infinite logits"  # the warning of an attack: here the report says it
 
@@ -67,7 +67,7 @@ def evaluate(
         generator: of the attacks' random choices; each image's depend on it, the attack's name and the image alone.
         out: folder for what is finished. A killed run loses a batch at most, and goes on when called again with the
             same model, images, eps, norm and generator; more attacks can be added. The report ends in `report.json`.
-            Attacks of your own are told apart by their names and options (`lrc.identity.described`).
+            Attacks of your own are told apart by their names and options (`lrc.utils.hashes.described`).
         masking: look for signs of masking (`lrc.evaluation.masking_flags`) too.
         surrogate: another network for the same classes, from which examples are transferred when looking for them.
         progress: show a progress bar for each attack.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrc.attacks.journal import Journal, sound
 from lrc.evaluation.counting import Cost
-from lrc.files import write
+from lrc.utils.files import write
 
 
 @dataclass(frozen=True)

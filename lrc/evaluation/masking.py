@@ -11,12 +11,12 @@ from torch import Generator, Tensor, nn
 from lrc.attacks import mifgsm, pgd, square
 from lrc.attacks.common import ascent, attacked
 from lrc.attacks.losses import cross_entropy, margin
-from lrc.attacks.streams import image_keys, new_seed, signs
+from lrc.attacks.rng import image_keys, new_seed, signs
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation.outcomes import Flag
 from lrc.evaluation.rates import sign_test, wilson
 from lrc.evaluation.trial import Trial, check_surrogate, draw
+from lrc.utils.errors import InputError
 
 STEPS = 20
 QUERIES = 300  # of Square, for the images that PGD leaves: five times the work of PGD-20 on them

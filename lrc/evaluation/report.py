@@ -9,10 +9,10 @@ from jaxtyping import Bool, Int64
 from rich.console import Group
 from torch import Tensor
 
-from lrc.errors import InputError
 from lrc.evaluation.counting import Cost
 from lrc.evaluation.outcomes import Comparison, Confusion, Flag, Outcome
 from lrc.evaluation.rates import Rate, sign_test
+from lrc.utils.errors import InputError
 
 CLEAN, WORST = "clean", "worst case"
 FORMAT = 1
@@ -31,7 +31,7 @@ class Report:
         outcomes: by name, "clean" the first.
         eps, norm: what the attacks were allowed.
         seed: of their random choices.
-        images, model: SHA-256 of the images (`lrc.data.Images.digest`) and of the network (`lrc.identity.fingerprint`).
+        images, model: SHA-256 of the images (`lrc.data.Images.digest`) and network (`lrc.utils.hashes.fingerprint`).
         superclasses: their names; none where the data have no hierarchy.
         superclass_of: the superclass of each class, as an index.
         flags: signs of masking that were looked for; None if they were not, or no image is right to look at.

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lrc.clustering.contrasts import Groups, labels_of
-from lrc.errors import InputError
 from lrc.evaluation.accuracy import answers
+from lrc.utils.errors import InputError
 
 __all__ = ["Split", "Superclasses", "confusions", "per_superclass"]
 

@@ -12,8 +12,8 @@ from lrc.attacks import pgd
 from lrc.attacks.common import attacked
 from lrc.attacks.losses import Loss, fooled
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation.accuracy import Attack, device_of
+from lrc.utils.errors import InputError
 
 
 @dataclass(frozen=True)

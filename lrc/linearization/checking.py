@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["TOLERANCE", "Quiet", "first_line", "image_shape", "superposition_error", "verified"]
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from lrc.errors import InputError
 from lrc.linearization import operations as ops
 from lrc.linearization.inplace import copied
 from lrc.linearization.surgery import Operation, Surgery, first, others, refuse
+from lrc.utils.errors import InputError
 
 __all__ = ["equal_shares", "filled", "gate_means", "glu", "product", "softmax"]
 

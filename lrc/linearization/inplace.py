@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from lrc.errors import InputError
 from lrc.linearization.surgery import Operation, Surgery, describe, first, identity
 from lrc.linearization.tracing import kind
+from lrc.utils.errors import InputError
 
 __all__ = ["copied", "functionalize", "out_of_place"]
 

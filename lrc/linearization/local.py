@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrc.errors import InputError
 from lrc.linearization.maps import differentiated
+from lrc.utils.errors import InputError
 
 __all__ = ["alignment", "local_map", "mean_local_map"]
 

@@ -13,10 +13,10 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrc.errors import InputError
-from lrc.files import replacing
 from lrc.linearization.checking import Quiet, first_line, image_shape
 from lrc.linearization.network import linearize
+from lrc.utils.errors import InputError
+from lrc.utils.files import replacing
 
 __all__ = ["affine_map", "differentiated", "linear_map"]
 

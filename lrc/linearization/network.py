@@ -12,7 +12,6 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lrc.errors import InputError
 from lrc.linearization.checking import verified
 from lrc.linearization.gates import gate_means
 from lrc.linearization.inplace import functionalize
@@ -21,6 +20,7 @@ from lrc.linearization.partial import first_path, kept_nodes
 from lrc.linearization.rules import VIEWS, extended
 from lrc.linearization.surgery import BatchNorm, Pooling, Surgery, describe, identity, refuse
 from lrc.linearization.tracing import PREFIX, trace
+from lrc.utils.errors import InputError
 
 __all__ = ["linearize"]
 

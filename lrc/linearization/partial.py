@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from lrc.errors import InputError
 from lrc.linearization.inplace import out_of_place
 from lrc.linearization.surgery import Surgery
 from lrc.linearization.tracing import PREFIX
+from lrc.utils.errors import InputError
 
 __all__ = ["first_path", "kept_nodes"]
 

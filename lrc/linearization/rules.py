@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.swin_transformer import shifted_window_attention
 
-from lrc.errors import InputError
 from lrc.linearization import operations as ops
 from lrc.linearization.attention import attention, uniform_windows, windows
 from lrc.linearization.gates import equal_shares, filled, glu, product, softmax
 from lrc.linearization.inplace import copied
 from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, others, refuse
+from lrc.utils.errors import InputError
 
 __all__ = ["RULES", "VIEWS", "Replacement", "extended"]
 

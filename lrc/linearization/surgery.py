@@ -8,8 +8,8 @@ from typing import Any, Literal, NoReturn
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from lrc.errors import InputError
 from lrc.linearization.tracing import PREFIX, kind
+from lrc.utils.errors import InputError
 
 __all__ = [
     "BatchNorm",

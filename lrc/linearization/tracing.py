@@ -11,7 +11,7 @@ from jaxtyping import config
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from lrc.errors import InputError
+from lrc.utils.errors import InputError
 
 __all__ = ["PREFIX", "kind", "trace"]
 

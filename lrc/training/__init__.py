@@ -3,7 +3,8 @@
 The same script runs alone, or as several processes under `torchrun`: each takes its share of every batch.
 """
 
+from lrc.training import objectives
 from lrc.training.loop import train
 from lrc.training.schedules import cosine, milestones
 
-__all__ = ["cosine", "milestones", "train"]
+__all__ = ["cosine", "milestones", "objectives", "train"]

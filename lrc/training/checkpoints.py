@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrc.errors import InputError
 from lrc.training.averaging import Weights
+from lrc.utils.errors import InputError
 
 __all__ = ["LAST", "PREVIOUS", "Record", "State", "contents", "load", "restore", "save"]
 

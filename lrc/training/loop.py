@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation import Attack
-from lrc.identity import described
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
 from lrc.training.epochs import Plan, Stop, Watch, run_epoch
 from lrc.training.processes import Fabric, batch_norm_over_all, device_of, join
 from lrc.training.schedules import Schedule, cosine
+from lrc.utils.errors import InputError
+from lrc.utils.hashes import described
 
 __all__ = ["train"]
 

@@ -22,8 +22,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrc.data import Images
-from lrc.errors import InputError
 from lrc.evaluation import Attack, accuracy
+from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lrc.errors import InputError
 from lrc.training.checkpoints import Record
+from lrc.utils.errors import InputError
 
 __all__ = ["Tell", "board", "meter"]
 

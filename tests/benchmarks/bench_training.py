@@ -30,10 +30,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrc.data import Images
+from lrc.experiments.profiles import device
 from lrc.models import resnet8, resnet18
-from lrc.objectives import clustered, named
-from lrc.profiles import device
 from lrc.training import train
+from lrc.training.objectives import clustered, named
 
 EPS, STEP, TURNS, STEPS_TIMED = 8 / 255, 0.007, 5, 4
 GROUPS = [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]

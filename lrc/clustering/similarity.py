@@ -1,0 +1,108 @@
+"""How classes relate: C by the rows of the linear map, F by the logits of the whole network."""
+
+from collections.abc import Iterator
+from functools import reduce
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lrc.linearization import linear_map
+from lrc.utils.errors import InputError
+
+__all__ = ["class_correlation", "feature_distance"]
+
+BLOCK = 2**22
+"""Numbers of W that are looked at at once: 32 MiB in float64."""
+
+
+def class_correlation(
+    W: Float[Tensor, " classes *input"] | nn.Module, *, centre: bool = False
+) -> Float[Tensor, "classes classes"]:
+    """C: the cosine of the angle between the rows of W, one row a class, in [-1, 1] (Bai et al. 2021, sec. 3).
+
+    It is computed in float64 (float32 on devices that have no float64) over one block of columns of W after another: so
+    it takes little memory beside W, which may be a memory map.
+
+    Args:
+        W: the linear map, or any other tensor with one row a class; gradients flow through it. Or a network that has an
+            `input_shape`: then W is `lrc.linear_map` of it, with the paper's choices.
+        centre: subtract the mean row first. To add one vector to every row of W changes no decision, no probability and
+            no loss of the classifier; it changes the raw C (the paper's), but not the centred one.
+
+    Returns:
+        A symmetric matrix with ones on the diagonal, of the type and on the device of W.
+
+    Raises:
+        InputError: a row is zero (once centred, if so) or not finite, and so points nowhere; and as `lrc.linear_map`.
+
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    >>> class_correlation(W)
+    tensor([[1.0000, 0.0000, 0.7071],
+            [0.0000, 1.0000, 0.7071],
+            [0.7071, 0.7071, 1.0000]])
+    """
+    rows = (linear_map(W) if isinstance(W, nn.Module) else W).flatten(1)
+    largest = _largest(rows.detach(), centre)[:, None]
+    grams = (
+        (block / largest) @ (block / largest).T for block in _blocks(rows, centre)
+    )  # no square over- or underflows
+    G = reduce(torch.add, grams)
+    lengths = G.diagonal().sqrt()
+    C = (G + G.T) / 2 / (lengths[:, None] * lengths)
+    return C.clamp(-1, 1).to(rows.dtype).fill_diagonal_(1)
+
+
+def _largest(rows: Tensor, centre: bool) -> Float[Tensor, " classes"]:
+    """The largest size in each row, centred if so; rows that point nowhere are refused."""
+    largest = reduce(torch.maximum, (block.abs().amax(1) for block in _blocks(rows, centre)))
+    floor = 0.0
+    if centre:  # what rounding leaves of equal rows
+        floor = 4 * torch.finfo(rows.dtype).eps * max(abs(float(end)) for end in rows.aminmax())
+    useless = (~(largest > floor) | ~largest.isfinite()).nonzero().flatten().tolist()
+    if useless:
+        what = "equal the mean row" if centre else "are zero"
+        raise InputError(f"the rows of W for classes {useless} {what} or are not finite: they have no direction")
+    return largest
+
+
+def _blocks(rows: Float[Tensor, "classes pixels"], centre: bool) -> Iterator[Float[Tensor, "classes some"]]:
+    """The columns, some at a time, in float64 where the device has it; the mean over the classes taken off if so."""
+    dtype = torch.float32 if rows.device.type == "mps" else torch.float64
+    for columns in rows.split(max(1, BLOCK // len(rows)), dim=1):
+        block = columns.to(dtype)
+        yield block - block.mean(0) if centre else block
+
+
+def feature_distance(
+    logits: Float[Tensor, "images features"], labels: Int[Tensor, " images"]
+) -> Float[Tensor, "classes classes"]:
+    """F: how far apart the class means of the logits are, each row relative to its largest entry, in [0, 1].
+
+    F_ij is the mean squared difference between the means of classes i and j, divided by the largest of row i: so F is
+    not symmetric. (As the official code of Bai et al. 2021 has it, with 128 images a class.)
+
+    Args:
+        logits: of the whole network, not the linear one, or any other features; one row an image.
+        labels: in 0..classes-1, each class at least once.
+
+    Raises:
+        InputError: a class without images, a negative label, logits that are not finite, or means that all coincide.
+
+    >>> feature_distance(torch.tensor([[0.0], [2.0], [1.0], [4.0]]), torch.tensor([0, 0, 1, 2]))
+    tensor([[0., 0., 1.],
+            [0., 0., 1.],
+            [1., 1., 0.]])
+    """
+    if not len(labels) or labels.min() < 0:
+        raise InputError("feature_distance needs at least one image, and labels from 0 on")
+    counts = labels.bincount()
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing:
+        raise InputError(f"classes {missing} have no images, so no mean: pass images of every class")
+    means = logits.new_zeros(len(counts), logits.shape[1]).index_add(0, labels.long(), logits) / counts[:, None]
+    distance = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()  # the other mode cancels
+    largest = distance.amax(1, keepdim=True)
+    if not ((largest > 0) & largest.isfinite()).all():
+        raise InputError("the class means of the logits coincide or are not finite: there is no distance to compare")
+    return distance / largest

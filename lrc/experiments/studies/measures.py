@@ -1,0 +1,173 @@
+"""What is measured of the networks of a study."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lrc.attacks import pgd
+from lrc.clustering import class_correlation, contrast
+from lrc.data import Images, as_superclasses, named
+from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
+from lrc.experiments import zoo
+from lrc.experiments.recipe import Recipe, radius, without_groups
+from lrc.training.heads import with_new_head
+from lrc.utils.errors import InputError
+
+__all__ = ["MEASURES", "boosting", "subpopulations"]
+
+Figures = dict[str, Any]
+
+
+def subpopulations(model: nn.Module, recipe: Recipe, *, images: int = 500, out: Path | None = None) -> Figures:
+    """How well a network tells superclasses, by subclasses that it was trained on and by others of the same.
+
+    Protocols: "max" and "sum" as in `lrc.evaluation.Superclasses`; "head" and "all" as in
+    `lrc.training.heads.with_new_head`, fitted to the superclasses of the training images, "all" by the recipe's objective without any term on groups. The
+    attack is PGD-10 at the recipe's radius, steps of a quarter of it, and aims at the superclass.
+
+    Args:
+        model: made by the recipe, which has held-out subclasses.
+        images: of each part that are attacked, at most.
+        out: unused, as all this takes less than a minute.
+
+    Returns:
+        Accuracies in [0, 1], called `PART_PROTOCOL` and `PART_PROTOCOL_attacked`. The source are test
+        images; the target all images of the held-out subclasses, of which none was trained on, "official" those of
+        the test set alone. For each superclass, by "max": `by_superclass` of both parts; `cohesion`, by how much its
+        classes are more alike in the centred C than like others; `contrast` of all; None for labels of superclasses.
+
+    Raises:
+        InputError: a recipe that trains on the subclasses of the target too.
+    """
+    source, parts = _parts(recipe)
+    groups = _groups(recipe, parts["source"])
+    training = recipe["training"]
+    fitting = partial(
+        with_new_head, model, as_superclasses(source), batch_size=training["batch_size"],
+        **{k: training[k] for k in ("augment", "precision", "seed") if k in training},
+    )  # fmt: skip
+    plain = zoo.objective(recipe | {"objective": without_groups(recipe)}, None)
+    protocols = {
+        "max": Superclasses(model, groups),
+        "sum": Superclasses(model, groups, by="sum"),
+        "head": fitting(layers="head"),
+        "all": fitting(layers="all", objective=plain),
+    }
+    attack = _attack(recipe, steps=10)
+    figures: Figures = {}
+    for name, network in protocols.items():
+        for part, shown in parts.items():
+            some = as_superclasses(shown)
+            figures[f"{part}_{name}"] = accuracy(network, some)
+            if part != "official":
+                few = some.subset(min(images, len(some)))
+                figures[f"{part}_{name}_attacked"] = accuracy(network, few, attack=attack, generator=_generator())
+    return figures | _by_superclass(protocols["max"], parts) | _cohesion(model, groups)
+
+
+def boosting(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    attacks: Sequence[str] = ("pgd", "apgd-ce", "apgd-t"),
+    images: int = 500,
+    out: Path | None = None,
+) -> Figures:
+    """How robust a network is, and whether its errors stay within superclasses.
+
+    Args:
+        attacks: by their names, see `lrc.evaluate`.
+        images: of the test set, at most.
+        out: folder for verdicts.
+
+    Returns:
+        `clean` and for each attack, and for the `worst` of all but "autoattack", the accuracy in [0, 1]; with
+        `_within` and `_across` the parts of the images that are taken for another class of the superclass, and for
+        another superclass. `superclass_attacked`: the part whose superclass is right under PGD-20 that aims at it.
+        `spread`: mean standard deviation of an image's logits. `contrast`, of the centred C.
+
+    Raises:
+        InputError: images without superclasses.
+    """
+    _, _, test = zoo.split_images(recipe)
+    some = test.subset(min(images, len(test)))
+    if some.hierarchy is None:
+        raise InputError("images without superclasses: errors cannot be parted into within and across")
+    report = evaluate(model, some, attacks=attacks, eps=radius(recipe), masking=False, generator=_generator(), out=out)
+    groups = some.hierarchy.groups()
+    said = {name: report.said(name) for name in ("clean", *report.attacks)}
+    others = torch.stack([said[name] for name in said if name != "autoattack"])
+    said["worst"] = others.gather(0, (others != some.y.cpu()).int().argmax(0)[None])[0]
+    attacked = accuracy(
+        Superclasses(model, groups), as_superclasses(some), attack=_attack(recipe, steps=20), generator=_generator()
+    )
+    figures = {k: v for name, found in said.items() for k, v in _split(name, found, some.y.cpu(), groups).items()}
+    spread = float(logits(model, some).std(1).mean())
+    return figures | {"superclass_attacked": attacked, "spread": spread, "images": len(some)} | _contrast(model, groups)
+
+
+MEASURES: dict[str, Callable[..., Figures]] = {"subpopulations": subpopulations, "boosting": boosting}
+"""By the names that studies have for them."""
+
+
+def _parts(recipe: Recipe) -> tuple[Images, dict[str, Images]]:
+    """Training images of the source, and what is measured on: source, target, and the target's test set alone."""
+    section = {k: v for k, v in recipe["data"].items() if k != "labels"}
+    seen, _, source = zoo.split_images(recipe | {"data": section})
+    options = {k: v for k, v in section.items() if k not in ("name", "validation", "limit", "part")}
+    train, test = (named(section["name"], split, part="target", **options) for split in ("train", "test"))
+    if both := {*seen.classes} & {*test.classes}:
+        raise InputError(f"the recipe holds out no subclasses, it trains on {', '.join(sorted(both))}: give it a part")
+    limit = section.get("limit", len(train) + len(test))
+    target = test.joined(train)
+    target = target.subset(min(limit, len(target)))
+    return seen, {"source": source, "target": target, "official": test.subset(min(limit, len(test)))}
+
+
+def _groups(recipe: Recipe, source: Images) -> list[list[int]]:
+    """The classes of each superclass, as indices of the network's logits."""
+    groups = source.hierarchy.groups() if source.hierarchy else []
+    return [[k] for k in range(len(groups))] if recipe["data"].get("labels") == "superclasses" else groups
+
+
+def _attack(recipe: Recipe, *, steps: int) -> Attack:
+    eps = radius(recipe)
+    return partial(pgd, eps=eps, steps=steps, step=eps / 4)
+
+
+def _generator() -> Generator:
+    return Generator().manual_seed(0)
+
+
+def _by_superclass(network: nn.Module, parts: dict[str, Images]) -> Figures:
+    wanted = {part: as_superclasses(parts[part]) for part in ("source", "target")}
+    found = {part: per_superclass(logits(network, some), some.y) for part, some in wanted.items()}
+    return {"superclasses": wanted["source"].classes, "by_superclass": {k: v.tolist() for k, v in found.items()}}
+
+
+def _cohesion(model: nn.Module, groups: list[list[int]]) -> Figures:
+    """For each group the mean correlation of its classes, less that with the classes of the others."""
+    if max(map(len, groups)) < 2:
+        return {"cohesion": None, "contrast": None}
+    C = class_correlation(model, centre=True)
+    classes = range(len(C))
+    return {"cohesion": [_apart(C, g, [k for k in classes if k not in g]) for g in groups]} | _contrast(model, groups)
+
+
+def _apart(C: Tensor, group: list[int], others: list[int]) -> float:
+    own = C[group][:, group]
+    return float((own.sum() - own.trace()) / (len(group) * (len(group) - 1)) - C[group][:, others].mean())
+
+
+def _contrast(model: nn.Module, groups: list[list[int]]) -> Figures:
+    return {"contrast": contrast(class_correlation(model, centre=True), groups)}
+
+
+def _split(name: str, said: Tensor, y: Tensor, groups: list[list[int]]) -> Figures:
+    """Shares of the images that are right, wrong within the superclass and across superclasses."""
+    found = confusions(said, y, groups)
+    return {name: found.right, f"{name}_within": found.within, f"{name}_across": found.across}

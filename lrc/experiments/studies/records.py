@@ -1,0 +1,116 @@
+"""What is recorded of studies: a line of JSON a row, in the package."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from lrc.data.cache import folder as cache_folder
+from lrc.experiments import zoo
+from lrc.experiments.recipe import essence, recipe
+from lrc.experiments.studies.plan import Row, rows, study_called
+from lrc.utils.errors import InputError
+from lrc.utils.files import write_text
+
+__all__ = ["Figures", "check", "kept", "left", "options", "record", "recorded"]
+
+RECORDS = Path(__file__).parent / "records"
+
+Figures = dict[str, Any]
+
+
+def recorded(study: str) -> dict[str, Figures]:
+    """What is recorded of a study: figures by the name of the row. Rows made or measured otherwise are left out.
+
+    Raises:
+        InputError: no study of that name, or a damaged record.
+    """
+    wanted = {each.name: _made_by(each) for each in rows(study)}
+    return {name: line for name, line in _lines(study).items() if wanted.get(name) == line["made_by"]}
+
+
+def _lines(study: str) -> dict[str, Figures]:
+    """The lines of the file by the name of the row, those made or measured otherwise too."""
+    path = RECORDS / f"{study}.jsonl"
+    if not path.exists():
+        return {}
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {line["row"]: line for line in lines if line["made_by"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): install the package again") from error
+
+
+def left(study: str) -> list[str]:
+    """Names of the rows of a study that are not recorded yet."""
+    there = recorded(study)
+    return [each.name for each in rows(study) if each.name not in there]
+
+
+def check(study: str) -> None:
+    """Refuses records that could not be added to.
+
+    Raises:
+        InputError: they are damaged or cannot be written.
+    """
+    if not os.access(RECORDS if RECORDS.exists() else RECORDS.parent, os.W_OK):
+        raise InputError(f"{RECORDS} cannot be written: studies are recorded in a copy of the package of one's own")
+    recorded(study)
+
+
+def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
+    """Puts the row in its place in the file of its study; other rows stay, also those that were made otherwise."""
+    path = RECORDS / f"{wanted.study}.jsonl"
+    line = {
+        "row": wanted.name,
+        "made_by": _made_by(wanted),
+        "figures": _rounded(figures),
+        "seconds": round(seconds),
+        "versions": {"torch": torch.__version__.split("+")[0], "device": zoo.device_name()},
+    }
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        there = _lines(wanted.study) | {wanted.name: line}
+        lines = [json.dumps(there[each.name]) for each in rows(wanted.study) if each.name in there]
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def kept(wanted: Row, measure: Callable[[], Figures], *, limit: int | None) -> Figures:
+    """The figures of a row that is not recorded, measured once on this machine: by recipe and code of the package."""
+    digest = hashlib.sha256(json.dumps([wanted.name, _made_by(wanted), limit, torch.__version__]).encode())
+    for path in sorted(zoo.PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    place = cache_folder() / "studies" / f"{digest.hexdigest()[:20]}.json"
+    if not place.exists():
+        write_text(place, json.dumps(measure()))
+    return dict(json.loads(place.read_text(encoding="utf-8")))
+
+
+def _rounded(value: Any) -> Any:
+    """The same with four digits after the point, which is more than the images carry; None for what is no number."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def options(wanted: Row) -> dict[str, Any]:
+    """How a row is measured: how many images, and where they are attacked by name, by what."""
+    study = study_called(wanted.study)
+    attacks = [*study.get("attacks", ()), *(study.get("judged", ()) if wanted.main else ())]
+    return {"images": study["images"]} | ({"attacks": attacks} if attacks else {})
+
+
+def _made_by(wanted: Row) -> Any:
+    """What bears on the figures, as it comes back from JSON: the recipe, and how the network is measured."""
+    made = {"recipe": essence(recipe(wanted.recipe, change=wanted.change))} | options(wanted)
+    return json.loads(json.dumps(made))

@@ -1,0 +1,117 @@
+"""Tables of trainings: the same networks for several seeds and held-out classes, compared cell by cell."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from lrc.clustering import Interval, t_interval
+from lrc.experiments import zoo
+from lrc.experiments.recipe import recipe
+from lrc.experiments.studies.measures import MEASURES
+from lrc.experiments.studies.plan import Row, row, rows, study_called
+from lrc.experiments.studies.records import Figures, check, kept, options, record, recorded
+from lrc.utils.errors import InputError
+
+__all__ = ["column", "make", "paired", "table"]
+
+
+def table(study: str, *, limit: int | None = None) -> list[Figures]:
+    """All rows of a study that are recorded; or, where nothing is, all rows, trained now and kept in the cache.
+
+    Args:
+        limit: for trials, see `lrc.zoo.recipe`; nothing recorded is used then.
+
+    Returns:
+        For each row model, seed and choice, and what was measured: see `lrc.experiments.studies.measures`.
+    """
+    found = {} if limit is not None else recorded(study)
+    if found:
+        return [_labelled(each, found[each.name]["figures"]) for each in rows(study) if each.name in found]
+    wanted = rows(study)
+    networks = zoo.obtain_all([(each.recipe, each.change) for each in wanted], limit=limit)
+    measures = [partial(_measured, each, network, limit=limit) for each, network in zip(wanted, networks, strict=True)]
+    return [_labelled(each, kept(each, measure, limit=limit)) for each, measure in zip(wanted, measures, strict=True)]
+
+
+def column(found: Sequence[Figures], model: str, figure: str) -> Tensor:
+    """One figure of all the rows of a model, in the order of the table.
+
+    Raises:
+        InputError: the table has no such model, or no such figure, a number, in all its rows.
+    """
+    chosen = [each for each in found if each["model"] == model]
+    if not chosen or not all(isinstance(each.get(figure), int | float) for each in chosen):
+        models = ", ".join(dict.fromkeys(each["model"] for each in found))
+        raise InputError(f"the table has no figure {figure!r} of {model!r}; its models are {models}")
+    return torch.tensor([each[figure] for each in chosen], dtype=torch.float64)
+
+
+def paired(found: Sequence[Figures], model: str, other: str, figure: str, *, over: str = "cells") -> Interval:
+    """By how much a figure of one model is above that of another: mean of the paired differences, and t interval.
+
+    Args:
+        over: "cells", of a seed and a choice of held-out classes each: what such a choice and such networks do. What
+            the models have in common in a cell cancels; that the difference itself may depend on the choice does not,
+            and the cells of one choice are taken for independent. Or "choices": the mean difference of each choice is
+            one value, and the interval is about choices at large.
+
+    Raises:
+        InputError: as `column`, fewer than two cells, or choices, in common, or another `over`.
+    """
+    if over not in ("cells", "choices"):
+        raise InputError(f"intervals are taken over cells or choices, not {over!r}")
+    first, second = ({_cell(each): each for each in found if each["model"] == m} for m in (model, other))
+    common = [cell for cell in first if cell in second]
+    if len(common) < 2:
+        raise InputError(f"{model!r} and {other!r} have {len(common)} rows in common: a comparison takes at least 2")
+    a, b = (column([rows_of[cell] for cell in common], m, figure) for rows_of, m in ((first, model), (second, other)))
+    if over == "cells":
+        return t_interval(a - b)
+    choices = list(dict.fromkeys(choice for choice, _ in common))
+    if len(choices) < 2:
+        raise InputError(f"{model!r} and {other!r} have one choice in common: a comparison over choices takes 2")
+    of = torch.tensor([choices.index(choice) for choice, _ in common])
+    return t_interval(torch.stack([(a - b)[of == i].mean() for i in range(len(choices))]))
+
+
+def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
+    """Trains and measures the row called `name`, and records it in the package. What was broken off goes on.
+
+    Args:
+        name: of a row.
+        work: folder for checkpoints, weights and verdicts; a second process waits for one that makes the same row.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: no such row, a folder that holds what another recipe made, or records that are damaged or cannot be
+            written.
+    """
+    wanted = row(name)
+    check(wanted.study)  # before hours of training, not after
+    place = Path(work) / name
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock"):
+        network, history = zoo.trained(recipe(wanted.recipe, change=wanted.change), place=place, progress=progress)
+        figures = _measured(wanted, network, out=place / "evaluation")
+        record(wanted, figures, seconds=sum(epoch["seconds"] for epoch in history))
+    return figures
+
+
+def _measured(wanted: Row, network: torch.nn.Module, *, limit: int | None = None, out: Path | None = None) -> Figures:
+    made, given = recipe(wanted.recipe, change=wanted.change, limit=limit), options(wanted)
+    if limit and "attacks" in given:
+        given["attacks"] = given["attacks"][:1]
+    return MEASURES[study_called(wanted.study)["measure"]](network, made, out=out, **given)
+
+
+def _labelled(each: Row, figures: Figures) -> Figures:
+    return {"model": each.model, "seed": each.seed, "choice": each.choice} | figures
+
+
+def _cell(figures: Figures) -> tuple[Any, Any]:
+    return figures["choice"], figures["seed"]

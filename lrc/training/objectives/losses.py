@@ -1,0 +1,206 @@
+"""Losses of a batch and the examples made of it: formulas alone, logits in at least float32."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lrc.attacks.losses import pick
+from lrc.models.layers import JPEG, labelled
+from lrc.training.objectives.objective import logits, refuse_compiled, wide
+from lrc.training.objectives.terms import Groups, membership, sharing
+from lrc.utils.errors import InputError
+
+__all__ = [
+    "behind_jpeg",
+    "cross_entropy",
+    "distillation",
+    "local_flatness",
+    "local_linearity",
+    "mart",
+    "suppressed",
+    "trades",
+]
+
+
+def cross_entropy(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    smoothing: float = 0.0,
+    groups: Groups | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """``mean -log p_y(x_adv)``, with p = softmax(z / temperature).
+
+    Args:
+        smoothing: share of the label's weight, in [0, 1], that is spread over all the classes alike, itself included.
+        groups: superclasses, lists of the numbers of their classes: the share is then spread over the classes of the
+            label's own group alone, and a class in none of them keeps its label whole.
+        temperature: divides the logits; what the teacher of a defensive distillation is trained with.
+
+    Raises:
+        InputError: another share, or groups as `clustering_term` refuses them.
+
+    Source: label smoothing, Szegedy et al., *Rethinking the inception architecture* (2016), section 7.
+    """
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"smoothing must be a share of the label, in [0, 1], not {smoothing}")
+    z = logits(model, x_adv) / temperature
+    if groups is None:
+        return F.cross_entropy(z, y, label_smoothing=smoothing)
+    whole = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return F.cross_entropy(z, whole.lerp(sharing(membership(groups, z)), smoothing)[y])
+
+
+def behind_jpeg(
+    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], x_adv: Float[Tensor, "n *shape"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of a network that compresses its input itself.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not any(isinstance(module, JPEG) for module in model.modules()):
+        raise InputError("the network has no layer of JPEG: build it as lrc.models.build(name, jpeg=50)")
+    return cross_entropy(model, x, y, x_adv)
+
+
+def trades(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    beta: float = 6.0,
+) -> Float[Tensor, ""]:
+    """``CE(z(x), y) + beta mean KL(p(x) || p(x_adv))``; the gradient goes through both branches.
+
+    The mean is over images alone (not over classes too), the two batches are run one after the other.
+
+    Source: Zhang et al., *Theoretically principled trade-off between robustness and accuracy* (2019).
+    """
+    z, z_adv = logits(model, x), logits(model, x_adv)
+    return F.cross_entropy(z, y) + beta * divergence(z, z_adv).mean()
+
+
+def mart(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    beta: float = 5.0,
+) -> Float[Tensor, ""]:
+    """``mean [BCE(x_adv) + beta KL(p(x) || p(x_adv)) (1 - p_y(x))]``: it cares more for what is misclassified.
+
+    ``BCE = -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv))``; the authors' 1.0001 keeps the logarithm finite.
+
+    Source: Wang et al., *Improving adversarial robustness requires revisiting misclassified examples* (2020).
+    """
+    z, z_adv = logits(model, x), logits(model, x_adv)
+    rival = z_adv.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
+    boosted = F.cross_entropy(z_adv, y, reduction="none") - torch.log(1.0001 - rival)
+    unsure = 1 - pick(z.softmax(1), y)
+    return (boosted + beta * divergence(z, z_adv) * unsure).mean()
+
+
+def distillation(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    teacher: nn.Module,
+    temperature: float = 20.0,
+) -> Float[Tensor, ""]:
+    """``mean -sum_k t_k log softmax_k(z / T)``, with t = softmax(z_teacher / T): cross-entropy to soft labels.
+
+    The teacher runs as it is, without gradient: hand it over in eval mode, trained at the same temperature
+    (`named("standard", temperature=20)`). The distilled network is used at temperature 1: its logits are then T times
+    too large, which is what hides its gradients from an attack (Carlini & Wagner, 2016) without making it robust.
+
+    Source: Papernot et al., *Distillation as a defense to adversarial perturbations* (2016).
+    """
+    with torch.no_grad():
+        labels = (logits(teacher, x) / temperature).softmax(1)
+    return F.cross_entropy(logits(model, x_adv) / temperature, labels)
+
+
+def local_linearity(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    weight: float = 4.0,
+    slope: float = 3.0,
+) -> Float[Tensor, ""]:
+    """``mean [l(x) + weight |l(x_adv) - l(x) - d l'(x)| + slope |d l'(x)|]``, l cross-entropy and d = x_adv - x.
+
+    The examples are those where the loss is least like its tangent (`lrc.objectives.bent`). In training mode batch norm
+    mixes the images: l'(x) is then the gradient of the batch's summed loss, what an image does to the others included.
+
+    Source: Qin et al., *Adversarial robustness through local linearization* (2019).
+    """
+    x = x.detach().requires_grad_()
+    values = F.cross_entropy(logits(model, x), y, reduction="none")
+    (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+    rise = ((x_adv - x.detach()) * gradient).flatten(1).sum(1)
+    values_adv = F.cross_entropy(logits(model, x_adv), y, reduction="none")
+    return (values + weight * (values_adv - values - rise).abs() + slope * rise.abs()).mean()
+
+
+def local_flatness(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    weight: float = 8 / 255,
+) -> Float[Tensor, ""]:
+    """``mean [l(x) + weight |l'(x_adv)|_1]``, l cross-entropy, where the gradient is long (`lrc.objectives.steepest`).
+
+    The norm is the dual of Linf, so that with the weight eps the term is what an attack gains to first order; that
+    weight is ours. In training mode batch norm mixes the images: l'(x_adv) is then the gradient of the batch's summed
+    loss, what an image does to the others included.
+
+    Source: Xu et al., *Adversarial defense via local flatness regularization* (2020).
+    """
+    at = x_adv.detach().requires_grad_()
+    values_adv = F.cross_entropy(logits(model, at), y, reduction="none")
+    (gradient,) = torch.autograd.grad(values_adv.sum(), at, create_graph=True)
+    return F.cross_entropy(logits(model, x), y) + weight * gradient.abs().sum() / len(x)
+
+
+def suppressed(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    beta: float = 2.0,
+) -> Float[Tensor, ""]:
+    """``CE(z(x_adv), y) + beta mean_l CE(a_l(x_adv), y)``, a_l the logits of the l-th `lrc.models.layers.CAS` layer.
+
+    Those layers weigh the channels by the true class here, by the class they take the image for elsewhere.
+
+    Raises:
+        InputError: the network has no such layer, or is compiled.
+
+    Source: Bai et al., *Improving adversarial robustness via channel-wise activation suppressing* (2021).
+    """
+    refuse_compiled(model)
+    with labelled(model, y) as heard:
+        value = cross_entropy(model, x, y, x_adv)
+    if not heard:
+        raise InputError("the network has no layer of CAS: build it as lrc.models.build(name, suppress=True)")
+    return value + beta * torch.stack([F.cross_entropy(wide(z), y) for z in heard]).mean()
+
+
+def divergence(z: Float[Tensor, "n classes"], z_other: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+    """KL(softmax(z) || softmax(z_other)) of each image."""
+    log_p, log_q = z.log_softmax(1), z_other.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)

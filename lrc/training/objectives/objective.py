@@ -1,0 +1,188 @@
+"""What training lowers: a loss on crafted examples, plus terms, at the weights or at worse ones nearby."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+
+from lrc.utils.errors import InputError
+from lrc.utils.hashes import described
+
+__all__ = ["Craft", "Loss", "Objective", "Pass", "Term", "adding", "awp", "logits"]
+
+Loss = Callable[..., Tensor]
+"""`loss(model, x, y, x_adv) -> scalar`: the formula, on images that are already crafted."""
+
+Craft = Callable[..., Tensor]
+"""`craft(model, x, y, *, generator) -> x_adv`: an attack, its options fixed by `functools.partial`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a term may look at: the batch, the examples made of it, and the logits that the loss had of them.
+
+    Attributes:
+        x, y: images in [0, 1] and labels.
+        x_adv, z_adv: what `craft` made of x (without it x itself), and its logits, at least float32, with their graph.
+        generator: of a term's random numbers.
+    """
+
+    x: Float[Tensor, "n *shape"]
+    y: Int[Tensor, " n"]
+    x_adv: Float[Tensor, "n *shape"]
+    z_adv: Float[Tensor, "n classes"]
+    generator: Generator | None = None
+
+
+Term = Callable[[nn.Module, Pass], Tensor]
+"""`term(model, seen) -> scalar`: what is added to a loss, its options fixed by `functools.partial`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Objective:
+    """What a training step lowers: `objective(model, x, y, generator=...)` is a scalar with its graph.
+
+    Attributes:
+        loss: the formula.
+        craft: makes the examples, in eval mode and with frozen parameters; absent, they are the images themselves.
+        terms: weights and terms that are added to the loss.
+        gamma: size of the adversarial weight perturbation; 0 for none. See `awp`.
+
+    `str(objective)` is the same in every process, so that a checkpoint can tell whether it is resumed as it was begun.
+
+    >>> from lrc.training.objectives import named
+    >>> named("trades", beta=3.0)
+    Objective(loss=trades(beta=3.0), craft=near(eps=0.031..., loss='kl', step=0.007, steps=10))
+    """
+
+    loss: Loss
+    craft: Craft | None = None
+    terms: tuple[tuple[float, Term], ...] = ()
+    gamma: float = 0.0
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *shape"],
+        y: Int[Tensor, " n"],
+        *,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch, images in [0, 1]; the generator is of the attack's and the terms' random numbers."""
+        x_adv = x if self.craft is None else self.craft(model, x, y, generator=generator)
+        if not self.gamma:
+            return self._value(model, x, y, x_adv, generator)
+        whole, batch = _Whole(model, self._value), (x, y, x_adv, generator)
+        return functional_call(whole, _worse_weights(whole, batch, self.gamma), batch)
+
+    def _value(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None
+    ) -> Float[Tensor, ""]:
+        if not self.terms:
+            return self.loss(model, x, y, x_adv)
+        listening = _Listening(model)
+        value = self.loss(listening, x, y, x_adv)
+        heard = [z for at, z in listening.heard if at.is_set_to(x_adv)]
+        if not heard:
+            raise InputError("the loss never runs the network on x_adv itself, so a term cannot use the logits of it")
+        seen = Pass(x, y, x_adv, wide(heard[-1]), generator)
+        return value + torch.stack([weight * term(model, seen) for weight, term in self.terms]).sum()
+
+    def __repr__(self) -> str:
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return f"Objective({', '.join(f'{k}={described(v)}' for k, v in kept.items())})"
+
+
+def adding(objective: Objective, term: Term, *, weight: float) -> Objective:
+    """The objective with `weight * term(model, seen)` added to its loss; the network is not run again."""
+    return replace(objective, terms=(*objective.terms, (weight, term)))
+
+
+def awp(objective: Objective, *, gamma: float) -> Objective:
+    """The objective at worse weights: ``min_w max_{v in V} L(w + v)``, with V the weights within gamma of w, by layers.
+
+    The examples are crafted once, at w. One step up the loss, d, is scaled layer by layer to the length of the weights,
+    ``v_l = gamma |w_l| / |d_l| d_l``, for weights of more than one dimension (biases and batch norm stay). The loss is
+    taken at w + v and its gradient there becomes that of w, v being constant. The weights themselves are never changed,
+    and the running statistics see the last pass alone. Where the training is spread over processes d is their mean.
+
+    Args:
+        objective: any; its terms are taken at the worse weights too.
+        gamma: 0.01 with adversarial training, 0.005 with TRADES (the authors' values).
+
+    Source: Wu, Xia & Wang, *Adversarial weight perturbation helps robust generalization* (2020).
+    """
+    if gamma < 0:
+        raise InputError(f"gamma of the weight perturbation must be >= 0, not {gamma}")
+    return replace(objective, gamma=gamma)
+
+
+def logits(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+    """What the network says, in at least float32: a loss of half-precision logits, as of autocast, would be coarse."""
+    return wide(model(x))
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises `InputError` for a network under `torch.compile`, which does not see hooks that come and go."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise InputError("this loss looks inside the network, which torch.compile hides: train without compile")
+
+
+def wide(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """z in at least float32."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+class _Whole(nn.Module):
+    """Loss and network as one module, so that all in it sees the weights that it is called with."""
+
+    def __init__(self, model: nn.Module, value: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.value = model, value
+
+    def forward(self, *batch: Any) -> Tensor:
+        return self.value(self.model, *batch)
+
+
+class _Listening(nn.Module):
+    """The network, and what it was asked and answered. A hook would do the same, but not on a compiled network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.heard: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+        z = self.model(x)
+        self.heard.append((x, z))
+        return z
+
+
+def _worse_weights(whole: nn.Module, batch: tuple[Any, ...], gamma: float) -> dict[str, Tensor]:
+    """The weights of more than one dimension after the step up; the buffers of the scratch pass are copies."""
+    weights = {name: p for name, p in whole.named_parameters() if p.dim() > 1 and p.requires_grad}
+    scratch = {name: buffer.clone() for name, buffer in whole.named_buffers()}
+    value = functional_call(whole, scratch, batch)
+    steps = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+    steps = _mean_over_processes(steps)
+    return {name: p + _scaled(d, p.detach(), gamma) for (name, p), d in zip(weights.items(), steps, strict=True)}
+
+
+def _scaled(d: Tensor, w: Tensor, gamma: float) -> Tensor:
+    """d at gamma times the length of w; 0 where d is 0."""
+    length = torch.linalg.vector_norm(d)
+    return d * torch.where(length > 0, gamma * torch.linalg.vector_norm(w) / length, 0.0)
+
+
+def _mean_over_processes(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensors
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
+    return tuple(part.view(t.shape) for part, t in zip(parts, tensors, strict=True))

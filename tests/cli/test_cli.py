@@ -1,0 +1,143 @@
+"""The command: what a user types, what comes back, and one line with exit status 2 for what cannot be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from lrc import cli, models, zoo
+from lrc.experiments import recipe as recipes
+
+MODULE = """
+import torch
+from lrc.models import resnet8
+
+def build():
+    return resnet8(16, width=4, generator=torch.Generator().manual_seed(0))
+
+def ten():
+    return resnet8(10, width=4)
+
+def number():
+    return 3
+
+def raising():
+    raise ValueError("no\\nweights")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder, with a module and weights of a network of their own."""
+    (tmp_path / "own.py").write_text(MODULE)
+    save_file(models.resnet8(16, width=4).state_dict(), tmp_path / "w.safetensors")
+    same = models.resnet8(16, width=4, generator=torch.Generator().manual_seed(0))
+    save_file(same.state_dict(), tmp_path / "same.safetensors")
+    (tmp_path / "unreadable.py").write_text("def build(:")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for module in ("own", "unreadable"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def lrc(*words, capsys, monkeypatch):
+    """Exit status, standard output and standard error of the command."""
+    monkeypatch.setattr(sys, "argv", ["lrc", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, *capsys.readouterr()
+
+
+def test_inspect_prints_what_the_package_computes(folder):
+    result = CliRunner().invoke(cli.app, ["inspect", "own:build", "--data", "shapes", "--images", "16", "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    for text in ("clean accuracy", "PGD-1", "contrast, raw", "contrast, centred", "of 10001"):
+        assert text in result.output
+
+
+def test_inspect_takes_weights(folder):
+    arguments = ["inspect", "own:build", "--data", "shapes", "--images", "16", "--steps", "1"]
+    weights = ([], ["--weights", "same.safetensors"], ["--weights", "w.safetensors"])
+    results = [CliRunner().invoke(cli.app, arguments + more) for more in weights]
+    assert [r.exit_code for r in results] == [0, 0, 0]
+    assert results[0].output == results[1].output != results[2].output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("inspect", "resnet"), "the zoo has no 'resnet'"),
+        (("inspect", "resnet"), "or give a folder that lrc train wrote, or MODULE:FUNCTION"),
+        (("evaluate", "own:build", "--data", "shapes", "--eps", "1e999"), "'1e999' is no number"),
+        (("evaluate", "own:build", "--data", "shapes", "--json", "."), ". cannot be written: it is a folder"),
+        (("evaluate", "own:build", "--data", "shapes", "--json", "no/x.json"), "there is no folder no"),
+        (("inspect", "own:missing"), "cannot build own:missing"),
+        (("inspect", "nowhere:build"), "cannot build nowhere:build"),
+        (("inspect", "own:number"), "not a torch.nn.Module"),
+        (("inspect", "own:raising"), "cannot build own:raising: ValueError: no weights"),
+        (("inspect", "unreadable:build"), "cannot build unreadable:build: SyntaxError"),
+        (("inspect", ":build"), "':build' names no function"),
+        (("inspect", "own:ten", "--data", "shapes"), "has 10 classes, shapes has 16"),
+        (("inspect", "own:build", "--data", "imagenet"), "no data set is called 'imagenet'"),
+        (("inspect", "own:build", "--weights", "broken.safetensors"), "broken.safetensors"),
+        (("inspect", "own:build", "--weights", "missing.safetensors"), "missing.safetensors"),
+        (("zoo", "show", "resnet"), "the zoo has no 'resnet'"),
+        (("data", "mnist"), "no data set is called 'mnist'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(folder, capsys, monkeypatch, words, says):
+    status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and out == ""
+    assert says in err and err.count("\n") == 1 and err.startswith("lrc: ")
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, capsys, monkeypatch):
+    (folder / "file").write_text("")
+    monkeypatch.setenv("LRC_CACHE", str(folder / "file" / "cache"))
+    status, _, err = lrc("inspect", "shapes-resnet8-at", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and err.count("\n") == 1 and "set LRC_CACHE" in err
+
+
+def test_the_command_is_installed():
+    result = subprocess.run([Path(sys.executable).with_name("lrc"), "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "inspect" in result.stdout
+
+
+def test_zoo_lists_every_recipe(folder):
+    """A line each, its name whole, in a narrow terminal too: the name is what is asked for next."""
+    output = CliRunner().invoke(cli.app, ["zoo", "list"], env={"COLUMNS": "80"}).output
+    assert [line.split()[0] for line in output.splitlines()[1:]] == zoo.names()
+    assert " 16/255 " in next(line for line in output.splitlines() if "cifar10-small-fgsm" in line)
+
+
+def test_data_says_what_is_there(folder):
+    output = CliRunner().invoke(cli.app, ["data", "shapes"]).output
+    assert "shapes train: Images(4800 of 3x32x32, 16 classes)" in output
+
+
+def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, monkeypatch):
+    name = "shapes-resnet8-standard"
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64))
+    for says in (f"{name} is not shipped: training it, once on this machine\n", ""):
+        words = ("evaluate", name, "--images", "8", "--attack", "pgd", "--no-masking")
+        status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+        assert not status and err == says and out.startswith("8 images")
+
+
+def test_zoo_make_makes(folder, monkeypatch):
+    name = "shapes-resnet8-standard"
+    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
+    monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
+    result = CliRunner().invoke(
+        cli.app, ["zoo", "make", name, "--work", str(folder / "work"), "--images", "30", "--judged", "20"]
+    )
+    assert result.exit_code == 0 and result.output.startswith(f"{name}: clean ")
+    assert isinstance(zoo.load(name), torch.nn.Module)
