@@ -8,61 +8,12 @@
 >>> C = lrc.class_correlation(W, centre=True)
 >>> lrc.cut(lrc.tree(C), 2)
 [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
+
+The public names are those in `__init__.pyi`. Each is imported when it is first used.
 """
 
-from lrc import attacks, clustering, data, hierarchy, models, plots
-from lrc.clustering import (
-    agreement,
-    class_correlation,
-    contrast,
-    cut,
-    feature_distance,
-    permutation_test,
-    permutation_tests,
-    tree,
-)
-from lrc.data import Images
-from lrc.evaluation import Report, accuracy, evaluate, logits
-from lrc.experiments import studies, zoo
-from lrc.experiments.claims import claim
-from lrc.experiments.profiles import profile
-from lrc.linearization import affine_map, alignment, linear_map, linearize, local_map, mean_local_map
-from lrc.training import objectives, train
-from lrc.utils.errors import InputError
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Images",
-    "InputError",
-    "Report",
-    "accuracy",
-    "affine_map",
-    "agreement",
-    "alignment",
-    "attacks",
-    "claim",
-    "class_correlation",
-    "clustering",
-    "contrast",
-    "cut",
-    "data",
-    "evaluate",
-    "feature_distance",
-    "hierarchy",
-    "linear_map",
-    "linearize",
-    "local_map",
-    "logits",
-    "mean_local_map",
-    "models",
-    "objectives",
-    "permutation_test",
-    "permutation_tests",
-    "plots",
-    "profile",
-    "studies",
-    "train",
-    "tree",
-    "zoo",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,3 +2,7 @@
 
 It may use every other room; of it only the command line, the book and the public names of `lrc` know.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["claims", "profiles", "recipe", "studies", "zoo"])

@@ -26,8 +26,9 @@ def subpopulations(model: nn.Module, recipe: Recipe, *, images: int = 500, out: 
     """How well a network tells superclasses, by subclasses that it was trained on and by others of the same.
 
     Protocols: "max" and "sum" as in `lrc.evaluation.Superclasses`; "head" and "all" as in
-    `lrc.training.heads.with_new_head`, fitted to the superclasses of the training images, "all" by the recipe's objective without any term on groups. The
-    attack is PGD-10 at the recipe's radius, steps of a quarter of it, and aims at the superclass.
+    `lrc.training.heads.with_new_head`, fitted to the superclasses of the training images, "all" by the recipe's
+    objective without any term on groups. The attack is PGD-10 at the recipe's radius, steps of a quarter of it, and
+    aims at the superclass.
 
     Args:
         model: made by the recipe, which has held-out subclasses.
