@@ -1,8 +1,11 @@
 """What tells networks, attacks and images apart: every difference that counts, and none that does not."""
 
+import copy
+import json
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 
 import numpy as np
@@ -18,7 +21,7 @@ from lrc.data import Images, folder
 from lrc.models.layers import JPEG
 from lrc.utils.errors import InputError
 from lrc.utils.files import replacing, write_text
-from lrc.utils.hashes import described, digest, fingerprint
+from lrc.utils.hashes import described, digest, fingerprint, probe_answers, same_answers
 
 SHAPE = (3, 6, 6)
 
@@ -62,6 +65,99 @@ def test_layers_without_weights_count():
     assert fingerprint(jpegs[0]) != fingerprint(jpegs[1])
 
 
+class Weights:
+    """No module, no tensor: what it holds can be seen in the answers alone."""
+
+    def __init__(self, w):
+        self.w = w
+
+
+def quantized(seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch means to drop these types
+        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+
+
+def enclosing(w):
+    return Noisy(act=lambda x: x * w)
+
+
+def calling(network):
+    return lambda x, by=network: by(x)
+
+
+def holding(what):
+    network = Linear(3, SHAPE)
+    network.kept = what
+    return network
+
+
+HIDDEN = {
+    "a list of networks": lambda seed: holding([Linear(3, SHAPE, seed=seed)]),
+    "networks by name": lambda seed: holding({"a": [Linear(3, SHAPE, seed=seed)]}),
+    "a list of tensors": lambda seed: holding([torch.tensor(seed)]),
+    "numbers by name": lambda seed: holding({"sigma": seed}),
+    "an array": lambda seed: holding(np.full(3, seed)),
+    "a set": lambda seed: holding({1, seed}),
+    "under a private name": lambda seed: (network := Linear(3, SHAPE)).__setattr__("_kept", seed) or network,
+    "a number enclosed": enclosing,
+    "a tensor enclosed": lambda seed: enclosing(torch.tensor(seed)),
+    "a network by default": lambda seed: holding([calling(Linear(3, SHAPE, seed=seed))]),
+    "an option of a function": lambda seed: Noisy(act=partial(torch.mul, other=seed)),
+    "packed weights": quantized,
+    "a method of another network": lambda seed: holding(Linear(3, SHAPE, seed=seed).forward),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_state_that_pytorch_knows_nothing_of_counts(name):
+    made = [HIDDEN[name](seed) for seed in (1, 1, 2)]
+    first, again, other = map(fingerprint, made)
+    assert first == again != other
+    assert fingerprint(copy.deepcopy(made[0])) == first
+
+
+def test_shared_networks_and_equal_constants_are_told_apart_by_what_they_do():
+    """One network in two places is not two that are equal for now; whether two equal tuples are one is no matter."""
+    layer, twin = nn.Linear(3, 3), nn.Linear(3, 3)
+    twin.load_state_dict(layer.state_dict())
+    assert fingerprint(nn.Sequential(layer, layer)) != fingerprint(nn.Sequential(layer, twin))
+    one = (1, 2)
+    assert fingerprint(holding([one, one])) == fingerprint(holding([(1, 2), tuple([1, 2])]))
+
+
+class Secret(nn.Module):
+    """Weights where no one looks; the answers are all there is to go by."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.weights = Weights(torch.randn(3, 108, generator=Generator().manual_seed(seed)))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weights.w.T.to(x.dtype)
+
+
+def test_answers_tell_apart_what_nothing_else_does():
+    first, again, other = Secret(1), Secret(1), Secret(2)
+    assert fingerprint(first) == fingerprint(other)
+    answers = [probe_answers(network, SHAPE) for network in (first, again, other)]
+    assert same_answers(answers[0], answers[1]) and not same_answers(answers[0], answers[2])
+    assert answers[0] == json.loads(json.dumps(answers[0])) and len(answers[0]) % 3 == 0
+    slightly = [a * (1 + 1e-5) for a in answers[0]]  # another device
+    assert same_answers(answers[0], slightly) and not same_answers(answers[0], [a * 1.05 for a in answers[0]])
+    assert same_answers([torch.nan, torch.inf], [torch.nan, torch.inf])
+    assert not same_answers([torch.nan, 1.0], [0.0, 1.0]) and not same_answers([], answers[0])
+
+
+def test_random_answers_are_none_and_cost_no_random_number():
+    state = torch.get_rng_state()
+    assert probe_answers(nn.Sequential(nn.Dropout(), nn.Flatten()), SHAPE) is None
+    assert torch.equal(torch.get_rng_state(), state) and same_answers(None, None)
+    assert not same_answers(None, [0.0])
+
+
 def own(by, model, x, y, *, eps=0.1):
     return x
 
@@ -95,8 +191,9 @@ def test_no_address_is_part_of_a_description(value):
 def test_another_process_says_the_same():
     """With another seed of hashes, and other addresses."""
     code = "from test_evaluation_identity import *\nprint(described(partial(own, Noisy(), loss=margin, x=Thing())))"
-    here = os.path.dirname(os.path.dirname(__file__))
-    environment = os.environ | {"PYTHONPATH": here, "PYTHONHASHSEED": "7"}
+    here = os.path.dirname(__file__)
+    places = [here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONHASHSEED": "7"}
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     mine = described(partial(own, Noisy(), loss=margin, x=Thing()))
     assert said.stdout.strip().replace("test_evaluation_identity", Thing.__module__) == mine
