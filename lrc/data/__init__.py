@@ -2,6 +2,7 @@
 
 from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
+from lrc.data.colours import COLOURS, class_means, recoloured
 from lrc.data.folders import Folder, folder
 from lrc.data.images import Images, batches
 from lrc.data.parts import as_superclasses, cifar20, subpopulations
@@ -11,6 +12,7 @@ from lrc.data.stl10 import stl10
 
 __all__ = [
     "BREEDS",
+    "COLOURS",
     "SHAPES",
     "SOURCES",
     "Folder",
@@ -21,9 +23,11 @@ __all__ = [
     "cifar10",
     "cifar20",
     "cifar100",
+    "class_means",
     "folder",
     "labelled",
     "named",
+    "recoloured",
     "shapes",
     "stl10",
     "subpopulations",

@@ -7,6 +7,7 @@ from typing import Any
 
 from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
+from lrc.data.colours import recoloured
 from lrc.data.folders import folder
 from lrc.data.images import Images
 from lrc.data.parts import as_superclasses, cifar20, parted
@@ -38,7 +39,7 @@ PARTED = ("cifar20", *BREEDS)  # that have parts of their own
 OF_PARTS = ("held_out", "choice", "superclasses")
 
 
-def named(name: str, split: str, *, labels: str = "classes", **options: Any) -> Images:
+def named(name: str, split: str, *, labels: str = "classes", colour: str | None = None, **options: Any) -> Images:
     """The part of the data set called `name`, with the options of its function.
 
     Of any set with superclasses the sub-populations can be had: `part` gives "source" or "target", parted by the
@@ -49,12 +50,17 @@ def named(name: str, split: str, *, labels: str = "classes", **options: Any) -> 
             for each class: see `lrc.data.folder`, whose side is 32 pixels here unless `size` says otherwise.
         split: "train" or "test".
         labels: "classes", or "superclasses" to have these as the labels.
+        colour: as `lrc.data.recoloured`, with the class means of the training images.
 
     Raises:
         InputError: there is no such data set, the message lists those there are; and as its function.
     """
     if labels != "classes":
-        return labelled(named(name, split, **options), labels)
+        return labelled(named(name, split, colour=colour, **options), labels)
+    if colour is not None:
+        images = named(name, split, **options)
+        train = images if split == "train" else named(name, "train", **options)
+        return recoloured(images, colour, like=train)
     if name not in PARTED and "part" in options:
         parting = {key: options.pop(key) for key in ("part", *OF_PARTS) if key in options}
         return parted(named(name, split, **options), **parting)

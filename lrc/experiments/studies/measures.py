@@ -9,15 +9,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import pgd
-from lrc.clustering import class_correlation, contrast
-from lrc.data import Images, as_superclasses, named
+from lrc.clustering import class_correlation, contrast, effective_rank, permutation_test
+from lrc.data import Images, as_superclasses, class_means, named
 from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
 from lrc.experiments import zoo
 from lrc.experiments.recipe import Recipe, radius, without_groups
+from lrc.linearization import linear_map, mean_local_map
 from lrc.training.heads import with_new_head
 from lrc.utils.errors import InputError
 
-__all__ = ["MEASURES", "boosting", "subpopulations"]
+__all__ = ["MEASURES", "boosting", "clusters", "colour_energy", "subpopulations"]
 
 Figures = dict[str, Any]
 
@@ -111,7 +112,62 @@ def boosting(
     return figures | {"superclass_attacked": attacked, "spread": spread, "images": len(some)} | _contrast(model, groups)
 
 
-MEASURES: dict[str, Callable[..., Figures]] = {"subpopulations": subpopulations, "boosting": boosting}
+def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path | None = None) -> Figures:
+    """Whether the classes of a network cluster, and how much of that is what the class means of its images have.
+
+    Args:
+        images: of the test set that accuracies are measured on, at most; the mean local map is that of the first 200.
+        out: unused, as all this takes less than a minute.
+
+    Returns:
+        `clean` and `pgd20`, accuracies in [0, 1]. Centred, of W, of its mean `_colour`, of the mean `_local` map and of
+        the class `_means` of the training images: `contrast` between superclasses, and their `rank` among all splits.
+        `means` and `local_means`: the correlation of the entries of C, of W and of the local map, with those of the
+        class means. `colour`, the share of the energy of W in its mean colour; `effective_rank` of W.
+
+    Raises:
+        InputError: images without superclasses.
+    """
+    rest, _, test = zoo.split_images(recipe)
+    if rest.hierarchy is None:
+        raise InputError("images without superclasses: there is no contrast between them")
+    groups, some = rest.hierarchy.groups(), test.subset(min(images, len(test)))
+    W = linear_map(model).cpu()
+    at = next(model.parameters()).device
+    local = mean_local_map(model, some.float(torch.arange(min(200, len(some)))).to(at)).cpu()
+    maps = {"": W, "_local": local, "_means": class_means(rest), "_colour": W.mean((2, 3))}
+    C = {name: class_correlation(rows, centre=True) for name, rows in maps.items()}
+    figures = {
+        key: value for key, value in zoo.figures(model, some, eps=radius(recipe)).items() if "contrast" not in key
+    }
+    for name, matrix in C.items():
+        test_of = permutation_test(matrix, groups)
+        figures |= {f"contrast{name}": test_of.statistic, f"rank{name}": test_of.rank}
+    return figures | {
+        "means": _alike(C[""], C["_means"]),
+        "local_means": _alike(C["_local"], C["_means"]),
+        "colour": colour_energy(W),
+        "effective_rank": effective_rank(W, centre=True),
+    }
+
+
+def colour_energy(W: Tensor) -> float:
+    """The share of the energy of the centred W, [classes, channels, height, width], that lies in one colour a class."""
+    rows = W.double() - W.double().mean(0)
+    return float(rows.mean((2, 3), keepdim=True).expand_as(rows).square().sum() / rows.square().sum())
+
+
+def _alike(C: Tensor, D: Tensor) -> float:
+    """Pearson correlation of the entries of two class correlations off the diagonal."""
+    above = torch.ones_like(C, dtype=torch.bool).triu(1)
+    return float(torch.corrcoef(torch.stack([C[above], D[above]]).double())[0, 1])
+
+
+MEASURES: dict[str, Callable[..., Figures]] = {
+    "subpopulations": subpopulations,
+    "boosting": boosting,
+    "clusters": clusters,
+}
 """By the names that studies have for them."""
 
 
