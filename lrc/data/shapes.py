@@ -22,7 +22,7 @@ from lrc.utils.errors import InputError
 __all__ = ["SHAPES", "shapes"]
 
 SIZES = {"train": 4800, "validation": 800, "test": 1600}  # images a split by default: multiples of the 16 classes
-CUES = ("robust", "thin")
+WORDS = {"split": tuple(SIZES), "cues": ("robust", "thin"), "palette": ("superclass", "kind", "none")}
 CHUNK = 256  # images drawn at once: small enough for the cache, the same for every n so that a smaller n is a prefix
 MARGIN = 16  # levels kept free below and above, so that the pattern is never clipped
 CLUTTER = 4  # blots behind the object
@@ -117,6 +117,7 @@ def shapes(
     difficulty: Real = 1.0,
     pattern: int = 3,
     cues: str = "robust",
+    palette: str = "superclass",
     seed: int = 0,
 ) -> Images:
     """Drawings of 16 classes, class = 4 * superclass + subclass, with a hierarchy (`SHAPES`).
@@ -133,6 +134,8 @@ def shapes(
             it: the 16 patterns are orthogonal to each other and vanish in any 4 x 4 mean. 0 leaves it away.
         cues: "robust" tells subclasses by silhouette and parts; "thin" draws the form at random among the four of the
             superclass, and only faint stripes (+-8/255, 4 pixels apart) tell the subclass by their direction.
+        palette: what decides the hues of body and accent: the "superclass"; the "kind" (class % 4), so that one class
+            of each superclass has the same; or "none", each image has hues of its own.
         seed: any integer.
 
     Raises:
@@ -145,17 +148,17 @@ def shapes(
     (('house', 'tree', 'fish', 'car'), ('cottage', 'tower', 'barn', 'bungalow'))
     """
     n = SIZES.get(split, 1) if n is None else n
-    _check(split, n, size, difficulty, pattern, cues)
-    style = _Style(size, float(difficulty), pattern, cues == "thin")
+    _check(n, size, difficulty, pattern, split=split, cues=cues, palette=palette)
+    style = _Style(size, float(difficulty), pattern, cues == "thin", palette)
     with torch.device("cpu"):
         x, y = zip(*_chunks(f"shapes/{split}/{seed}", n, style), strict=True)
         return Images(torch.cat(x)[:n], torch.cat(y)[:n], CLASSES, SHAPES)
 
 
-def _check(split: str, n: int, size: int, difficulty: Real, pattern: int, cues: str) -> None:
-    for name, text, known in (("split", split, tuple(SIZES)), ("cues", cues, CUES)):
-        if text not in known:
-            raise InputError(f"shapes: no {name} {text!r}, expected one of {', '.join(known)}")
+def _check(n: int, size: int, difficulty: Real, pattern: int, **words: str) -> None:
+    for name, text in words.items():
+        if text not in WORDS[name]:
+            raise InputError(f"shapes: no {name} {text!r}, expected one of {', '.join(WORDS[name])}")
     limits = (
         ("n", n, 1, 10**7),
         ("size", size, 8, 256),
@@ -173,6 +176,7 @@ class _Style(NamedTuple):
     difficulty: float
     pattern: int
     thin: bool
+    palette: str
 
 
 def _real(values: Any) -> Float[Tensor, "..."]:
@@ -215,7 +219,7 @@ def _draw(dice: _Dice, y: Int64[Tensor, " n"], style: _Style) -> UInt8[Tensor, "
     picture = _background(dice, size, d)
     frame, pixels = _pose(dice, size, d)
     any_form = y // KINDS * KINDS + (dice.unit() * KINDS).long()
-    inks = _inks(dice, y // KINDS, d)
+    inks = _inks(dice, y, style)
     picture, mask = _object(picture, frame, pixels, _forms()[any_form if style.thin else y], inks)
     stripes = _stripes(dice, y % KINDS, size)
     if style.thin:
@@ -296,10 +300,12 @@ def _pose(dice: _Dice, size: int, difficulty: float) -> tuple[Frame, PerImage]:
     return frame * (mirror / scale[:, None])[:, :, None], scale * size / 2
 
 
-def _inks(dice: _Dice, superclass: Int64[Tensor, " n"], difficulty: float) -> Float[Tensor, "n 4 3"]:
-    """Colours of body, accent, dark and light parts; the superclass decides the hue, but for an odd one."""
-    hue = _real(HUES)[superclass] + 0.05 * difficulty * dice.sign(2)
-    odd = (dice.unit() < 0.1 * difficulty)[:, None] * dice.unit(2)
+def _inks(dice: _Dice, y: Int64[Tensor, " n"], style: _Style) -> Float[Tensor, "n 4 3"]:
+    """Colours of body, accent, dark and light parts; the palette decides the hue, but for an odd one."""
+    chance = dice.sign(2)
+    hues = _real(HUES)[y % KINDS if style.palette == "kind" else y // KINDS]
+    hue = chance / 2 if style.palette == "none" else hues + 0.05 * style.difficulty * chance
+    odd = (dice.unit() < 0.1 * style.difficulty)[:, None] * dice.unit(2)
     body, accent = ((hue + odd) % 1).unbind(1)
     colours = (
         _rgb(body, 0.55 + 0.35 * dice.unit(), 0.45 + 0.5 * dice.unit()),

@@ -73,6 +73,42 @@ def test_classes_are_balanced_in_every_sixteen() -> None:
     assert len(y.unique(dim=0)) > 1
 
 
+def _body_hue(images: Images) -> Tensor:
+    """Of each class the mean of what its images paint on the scene, as a unit vector without the grey part."""
+    means = torch.stack([images.float((images.y == k).nonzero()[:, 0]).mean((0, 2, 3)) for k in range(16)]).double()
+    chroma = means - means.mean(1, keepdim=True)
+    return F.normalize(chroma - chroma.mean(0), dim=1)
+
+
+def test_the_palette_decides_which_classes_share_their_colours() -> None:
+    """By superclass those of a house, by kind the first house, tree, fish and car; the other sharing is then gone."""
+    y = torch.arange(16)
+    others = ~torch.eye(16, dtype=torch.bool)
+    same = {"superclass": (y[:, None] // 4 == y // 4) & others, "kind": (y[:, None] % 4 == y % 4) & others}
+    for palette, other in (("superclass", "kind"), ("kind", "superclass")):
+        hue = _body_hue(shapes(n=3200, palette=palette))
+        alike = hue @ hue.T
+        assert alike[same[palette]].mean() > 0.7 > 0.2 > alike[same[other]].mean()
+
+
+def test_without_a_palette_classes_have_no_colour() -> None:
+    def spread(palette: str) -> float:
+        images = shapes(n=3200, palette=palette)
+        means = torch.stack([images.float((images.y == k).nonzero()[:, 0]).mean((0, 2, 3)) for k in range(16)])
+        return float((means - means.mean(1, keepdim=True)).std(0).norm())
+
+    assert spread("none") < 0.25 * spread("superclass")
+
+
+def test_a_palette_changes_hues_alone() -> None:
+    """Scenes stay: where no part is painted in body or accent, not a pixel differs."""
+    first, other = shapes(n=256), shapes(n=256, palette="kind")
+    same = (first.y // 4) == (first.y % 4)
+    assert torch.equal(first.x[same], other.x[same]) and torch.equal(first.y, other.y)
+    changed = (first.x[~same] != other.x[~same]).any(1).float().mean((1, 2))
+    assert 0.02 < changed.min() and changed.max() < 0.8
+
+
 def test_pattern_is_added_and_nothing_else_changes() -> None:
     plain = shapes(n=256, pattern=0)
     for amplitude in (1, 3, 16):
