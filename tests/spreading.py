@@ -13,8 +13,8 @@ from lrc.attacks.rng import image_keys
 from lrc.data import Images
 from lrc.models import resnet8
 from lrc.training import checkpoints, epochs, train
+from lrc.training.distributed import join, shared_accuracy
 from lrc.training.objectives import named
-from lrc.training.processes import join, shared_accuracy
 from lrc.utils.errors import InputError
 
 GROUPS = [[0, 1], [2]]
@@ -85,7 +85,7 @@ def keys_counted(n: int) -> torch.Tensor:
         seen.append(image_keys(x, Generator().manual_seed(0)))
         return x
 
-    shared_accuracy(tiny(), coloured(n), attack=attack, team=join(torch.device("cpu")))
+    shared_accuracy(tiny(), coloured(n), attack=attack, fabric=join(torch.device("cpu")))
     return torch.cat(seen) if seen else torch.zeros(0, dtype=torch.long)
 
 
@@ -113,9 +113,9 @@ def refused() -> str:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    team = join(torch.device("cpu"))
+    fabric = join(torch.device("cpu"))
     assert torch.get_num_threads() == 1
-    rank = team.global_rank
+    rank = fabric.global_rank
     kept = {name: trained(name, double=True) for name in OBJECTIVES} | {"float": trained("adversarial", double=False)}
     kept |= {"counted": {n: keys_counted(n) for n in (1, 2, 7, 8)}, "written": written(folder / "run", rank)}
     kept["refused"] = refused()

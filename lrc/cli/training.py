@@ -15,7 +15,7 @@ from lrc.data import Images
 from lrc.experiments import zoo
 from lrc.experiments.recipe import Recipe, radius
 from lrc.models import build
-from lrc.training import processes
+from lrc.training import distributed
 from lrc.training.checkpoints import LAST, PREVIOUS
 from lrc.utils.devices import device
 from lrc.utils.errors import InputError
@@ -83,21 +83,21 @@ def train(
     figures.json; lrc evaluate OUT and lrc inspect OUT go on from there.
     """
     given = dict(locals())  # the options, by name
-    team = processes.join(device())
+    fabric = distributed.join(device())
     recipe = _recipe(DEFAULTS if config is None else _read(config), given, set or [])
     test = _complete(recipe)
     _check_folder(out, recipe)
     zoo.objective(
         recipe, test.hierarchy
     )  # may be refused, or train a teacher: before there is a trace of this training
-    if team.is_global_zero:
+    if fabric.is_global_zero:
         _write(out / "config.json", recipe)
     model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
     within = radius(recipe)
-    figures = zoo.figures(model, test, eps=within, measure=partial(processes.shared_accuracy, team=team)) | {
+    figures = zoo.figures(model, test, eps=within, measure=partial(distributed.shared_accuracy, fabric=fabric)) | {
         "eps": within
     }
-    if team.is_global_zero:
+    if fabric.is_global_zero:
         _keep(out, model, figures, epochs=len(history))
         stopped = f"stopped: {history[-1]['stopped']}; " if "stopped" in history[-1] else ""
         attacked = f"PGD-20 (Linf {255 * within:g}/255) {figures['pgd20']:.1%}"

@@ -329,7 +329,7 @@ def fit(
     groups = rest.hierarchy.groups() if rest.hierarchy else None
     made = objective(wanted, rest.hierarchy)
     eps = radius(wanted)
-    attack = partial(pgd, eps=eps, steps=10, step=eps / 4) if made.craft else None  # what is to be robust
+    attack = partial(pgd, eps=eps, steps=10, step=eps / 4) if made.attack else None  # what is to be robust
     fast = eps if wanted["objective"]["name"] == "fast" else None  # the one that can collapse
     history = train(
         model, rest, made, validation=validation, attack=attack, watch=_watch(validation, groups, fast),

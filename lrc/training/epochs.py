@@ -16,8 +16,8 @@ from lrc.data.images import Batch
 from lrc.evaluation import Attack
 from lrc.training import averaging
 from lrc.training.checkpoints import Record, State
-from lrc.training.processes import Fabric, average_gradients, device_of, mean, shared_accuracy
-from lrc.training.reporting import Tell
+from lrc.training.distributed import Fabric, average_gradients, device_of, mean, shared_accuracy
+from lrc.training.reporting import Bar
 from lrc.training.schedules import Schedule
 
 __all__ = ["Plan", "Stop", "Watch", "run_epoch"]
@@ -31,7 +31,7 @@ Stop = Callable[[list[Record]], str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What does not change in a training: see `train`."""
+    """The fixed settings of a training: see `train`."""
 
     data: Images
     objective: Callable[..., Tensor]
@@ -45,7 +45,7 @@ class Plan:
     attack: Attack | None
     watch: Watch | None
     stop: Stop | None
-    team: Fabric
+    fabric: Fabric
     save: Callable[[], None]
     save_every: int | None
 
@@ -60,14 +60,14 @@ class Plan:
         return self.steps * self.batch_size
 
 
-def run_epoch(state: State, plan: Plan, epoch: int, tell: Tell) -> None:
+def run_epoch(state: State, plan: Plan, epoch: int, bar: Bar) -> None:
     """One pass over the data, and the measurements after it."""
     start = time.perf_counter()
-    loss = _pass(state, plan, epoch, tell) / plan.steps
+    loss = _train_epoch(state, plan, epoch, bar) / plan.steps
     record = {"epoch": epoch + 1, "lr": state.optimizer.param_groups[0]["lr"], "loss": loss}
     with averaging.using(state.average, state.model):
         record |= _measure(state.model, plan)
-        record = plan.team.broadcast(record | {"seconds": round(time.perf_counter() - start, 3)})
+        record = plan.fabric.broadcast(record | {"seconds": round(time.perf_counter() - start, 3)})
         if plan.validation is not None and _score(record) >= max(map(_score, [*state.history, record])):
             state.best.update(averaging.copied(state.model))
     if plan.stop is not None and (reason := plan.stop([*state.history, record])):
@@ -75,27 +75,27 @@ def run_epoch(state: State, plan: Plan, epoch: int, tell: Tell) -> None:
     state.history.append(record)
 
 
-def _pass(state: State, plan: Plan, epoch: int, tell: Tell) -> float:
+def _train_epoch(state: State, plan: Plan, epoch: int, bar: Bar) -> float:
     """One pass over the data, or what is left of it; the sum of the losses."""
-    order, chance = _generators(plan.seed, epoch)
-    done, total = _begun(state, chance)
+    order, rng = _generators(plan.seed, epoch)
+    done, total = _resume_epoch(state, rng)
     steps = batches(
         plan.data, plan.batch_size, shuffle=True, augment=plan.augment, generator=order, drop_last=True,
-        skip=done, share=(plan.team.global_rank, plan.team.world_size),
+        skip=done, share=(plan.fabric.global_rank, plan.fabric.world_size),
     )  # fmt: skip
     state.model.train()
-    with _layers_drawing(device_of(state.model)) as seed_layers, warnings.catch_warnings():
+    with _seeded_layers(device_of(state.model)) as seed_layers, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the network gave NaN", RuntimeWarning)  # the error below says it
         for i, batch in enumerate(steps, done):
-            seed_layers(f"{plan.seed}/{epoch}/{i}/{plan.team.global_rank}")
+            seed_layers(f"{plan.seed}/{epoch}/{i}/{plan.fabric.global_rank}")
             rate = plan.rate((epoch + i / plan.steps) / plan.epochs)
-            total += _step(state, plan, batch, rate=rate, generator=chance)
+            total += _step(state, plan, batch, rate=rate, generator=rng)
             if plan.ema is not None:
                 averaging.update(state.average, state.model, decay=plan.ema, step=epoch * plan.steps + i + 1)
-            tell(advance=plan.batch_size)
+            bar(advance=plan.batch_size)
             if plan.save_every is not None and (i + 1) % plan.save_every == 0 and i + 1 < plan.steps:
                 total = _mean(total, state, plan)
-                state.within.update(steps=i + 1, loss=total.clone(), chance=chance.get_state())
+                state.within.update(steps=i + 1, loss=total.clone(), rng=rng.get_state())
                 plan.save()
     state.within.clear()
     return _mean(total, state, plan).item()
@@ -105,26 +105,26 @@ def _step(state: State, plan: Plan, batch: Batch, *, rate: float, generator: Gen
     """One step of SGD at that learning rate; its loss."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with plan.team.autocast():
+    with plan.fabric.autocast():
         loss = plan.objective(state.model, *batch, generator=generator)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    average_gradients(state.model, plan.team)
+    average_gradients(state.model, plan.fabric)
     state.optimizer.step()
     return loss.detach()
 
 
-def _begun(state: State, chance: Generator) -> tuple[int, Tensor]:
+def _resume_epoch(state: State, rng: Generator) -> tuple[int, Tensor]:
     """Steps done of the epoch and the sum of their losses; sets the generator to where they left it."""
-    if "chance" in state.within:
-        chance.set_state(state.within["chance"])
+    if "rng" in state.within:
+        rng.set_state(state.within["rng"])
     total = state.within.get("loss", torch.zeros(()))
     return state.within.get("steps", 0), total.to(device_of(state.model), copy=True)
 
 
 def _mean(total: Tensor, state: State, plan: Plan) -> Tensor:
     """The mean of the sums of losses over the processes, if training has not run out of the numbers there are."""
-    total = mean(total, plan.team)
+    total = mean(total, plan.fabric)
     what = None if total.isfinite() else "loss is"
     if what is None and not all(value.isfinite().all() for value in state.model.state_dict().values()):
         what = "weights are"
@@ -141,7 +141,7 @@ def _generators(seed: int, epoch: int) -> tuple[Generator, Generator]:
 
 
 @contextmanager
-def _layers_drawing(device: torch.device) -> Iterator[Callable[[str], None]]:
+def _seeded_layers(device: torch.device) -> Iterator[Callable[[str], None]]:
     """A function that seeds what layers such as dropout draw from: PyTorch's global generators, put back at the end."""
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -164,13 +164,13 @@ def _measure(model: nn.Module, plan: Plan) -> Record:
     model.eval()
     record: Record = {}
     if plan.validation is not None:
-        record["clean"] = shared_accuracy(model, plan.validation, team=plan.team)
+        record["clean"] = shared_accuracy(model, plan.validation, fabric=plan.fabric)
     if plan.validation is not None and plan.attack is not None:
         generator = Generator().manual_seed(plan.seed)
         record["robust"] = shared_accuracy(
-            model, plan.validation, team=plan.team, attack=plan.attack, generator=generator
+            model, plan.validation, fabric=plan.fabric, attack=plan.attack, generator=generator
         )
-    watched = plan.watch(model) if plan.watch is not None and plan.team.is_global_zero else {}
+    watched = plan.watch(model) if plan.watch is not None and plan.fabric.is_global_zero else {}
     return record | json.loads(json.dumps(watched, default=float))  # plain numbers: they go into the checkpoint
 
 

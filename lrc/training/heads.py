@@ -13,7 +13,7 @@ from lrc.data import Images
 from lrc.evaluation import logits
 from lrc.training import train
 from lrc.training.objectives import named
-from lrc.training.objectives.features import head_inputs
+from lrc.training.objectives.objective import head_inputs
 from lrc.utils.errors import InputError
 
 __all__ = ["logistic_regression", "with_new_head"]

@@ -1,4 +1,4 @@
-"""From what a user asks for to epochs, one after the other, with a checkpoint after each."""
+"""Public entry point of training: `train`, with a checkpoint after each epoch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from lrc.data import Images
 from lrc.evaluation import Attack
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
+from lrc.training.distributed import Fabric, device_of, join, synchronized_batch_norm
 from lrc.training.epochs import Plan, Stop, Watch, run_epoch
-from lrc.training.processes import Fabric, batch_norm_over_all, device_of, join
 from lrc.training.schedules import Schedule, cosine
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
@@ -95,8 +95,8 @@ def train(
         RuntimeWarning: the last checkpoint is damaged, and the one before is used.
     """
     rate = schedule or cosine()
-    team = join(device_of(model), precision=precision)
-    _check(epochs=epochs, batch_size=batch_size, images=len(data), processes=team.world_size)
+    fabric = join(device_of(model), precision=precision)
+    _check(epochs=epochs, batch_size=batch_size, images=len(data), processes=fabric.world_size)
     if ema is not None and not 0 <= ema < 1:
         raise InputError(f"ema ({ema}) is the share that the average keeps at a step, expected 0 <= ema < 1")
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -111,32 +111,32 @@ def train(
         "schedule": [rate(epoch / epochs) for epoch in range(epochs)], "stop": stop and described(stop),
         "network": [list(p.shape) for p in model.parameters()],
     }  # fmt: skip
-    model.to(team.device).to(memory_format=torch.channels_last)
+    model.to(fabric.device).to(memory_format=torch.channels_last)
     sgd = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    state, folder = State(model, sgd), Path(out) if out is not None and team.is_global_zero else None
-    _resume(state, folder, arguments, team)
+    state, folder = State(model, sgd), Path(out) if out is not None and fabric.is_global_zero else None
+    _resume(state, folder, arguments, fabric)
     plan = Plan(
-        data=data.to(team.device), objective=objective, epochs=epochs, batch_size=batch_size, augment=augment,
+        data=data.to(fabric.device), objective=objective, epochs=epochs, batch_size=batch_size, augment=augment,
         rate=lambda done: lr * rate(done), ema=ema, seed=seed, validation=validation, attack=attack, watch=watch,
-        stop=stop, team=team, save_every=checkpoint_every,
+        stop=stop, fabric=fabric, save_every=checkpoint_every,
         save=lambda: None if folder is None else checkpoints.save(folder, arguments, state),
     )  # fmt: skip
-    done = len(state.history)
+    done, shown = len(state.history), progress and fabric.is_global_zero
     log = folder / "tensorboard" if folder is not None and tensorboard else None
     with (
-        batch_norm_over_all(model, team),
+        synchronized_batch_norm(model, fabric),
         _compiled(model, on=compile),
-        reporting.meter(progress and team.is_global_zero, images=epochs * plan.images, done=done * plan.images) as tell,
-        reporting.board(log, epochs=done) as write,
+        reporting.progress_bar(shown, images=epochs * plan.images, done=done * plan.images) as bar,
+        reporting.tensorboard_log(log, epochs=done) as write,
     ):
         for epoch in range(done, epochs):
             if "stopped" in (state.history or [{}])[-1]:
                 break
-            tell(completed=epoch * plan.images, description=f"epoch {epoch + 1}/{epochs}")
-            run_epoch(state, plan, epoch, tell)
+            bar(completed=epoch * plan.images, description=f"epoch {epoch + 1}/{epochs}")
+            run_epoch(state, plan, epoch, bar)
             write(state.history[-1])
             plan.save()
-    team.barrier()  # the files are there for all
+    fabric.barrier()  # the files are there for all
     model.load_state_dict(state.best or state.average or model.state_dict())
     model.eval()
     return state.history
@@ -151,11 +151,11 @@ def _check(*, epochs: int, batch_size: int, images: int, processes: int) -> None
         raise InputError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({processes})")
 
 
-def _resume(state: State, folder: Path | None, arguments: Record, team: Fabric) -> None:
+def _resume(state: State, folder: Path | None, arguments: Record, fabric: Fabric) -> None:
     """Sets the training to its last checkpoint, if there is one, the same in all processes."""
     kept = {} if folder is None else checkpoints.load(folder, arguments)
-    if team.world_size > 1:
-        kept = team.broadcast(kept or checkpoints.contents(state))
+    if fabric.world_size > 1:
+        kept = fabric.broadcast(kept or checkpoints.contents(state))
     if kept:
         checkpoints.restore(state, kept)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: a progress bar, and curves in TensorBoard."""
+"""Progress bar and TensorBoard log of a training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from rich.text import Text
 from lrc.training.checkpoints import Record
 from lrc.utils.errors import InputError
 
-__all__ = ["Tell", "board", "meter"]
+__all__ = ["Bar", "progress_bar", "tensorboard_log"]
 
-Tell = Callable[..., None]
-"""`tell(advance=n)`: so many images more are done; `tell(description="epoch 2/3")`."""
+Bar = Callable[..., None]
+"""`bar(advance=n)`: so many images more are done; `bar(description="epoch 2/3")`."""
 
 
 class _Speed(ProgressColumn):
@@ -25,7 +25,7 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def meter(shown: bool, *, images: int, done: int = 0) -> Iterator[Tell]:
+def progress_bar(shown: bool, *, images: int, done: int = 0) -> Iterator[Bar]:
     """A bar over the whole training, with images a second and the time left; gone when the training ends.
 
     Args:
@@ -42,7 +42,7 @@ def meter(shown: bool, *, images: int, done: int = 0) -> Iterator[Tell]:
 
 
 @contextmanager
-def board(folder: Path | None, *, epochs: int) -> Iterator[Callable[[Record], None]]:
+def tensorboard_log(folder: Path | None, *, epochs: int) -> Iterator[Callable[[Record], None]]:
     """A function that writes the numbers of an epoch into the TensorBoard log `folder`; without one, into nothing.
 
     Args:

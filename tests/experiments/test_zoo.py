@@ -380,7 +380,7 @@ def test_what_images_there_are_does_not_depend_on_the_labels():
 @pytest.mark.parametrize("given", ["maybe", 2])
 def test_a_random_start_is_true_or_false(unchecked, given):
     wanted = zoo.recipe("cifar10-small-fgsm")
-    assert zoo.objective(wanted, None).craft.keywords["random_start"] is False
+    assert zoo.objective(wanted, None).attack.keywords["random_start"] is False
     with pytest.raises(InputError, match=f"random_start must be true or false, not {given!r}"):
         zoo.objective(wanted | {"objective": wanted["objective"] | {"random_start": given}}, None)
 
@@ -429,7 +429,7 @@ def test_trained_rounds_its_weights_and_does_nothing_twice(tmp_path, monkeypatch
 
 def test_what_is_measured_or_printed_bears_on_no_training():
     paths = {str(path.relative_to(zoo.PACKAGE)) for path in zoo.PACKAGE.rglob("*.py") if zoo._bears_on_training(path)}
-    assert {"zoo.py", "evaluation/accuracy.py", "data/parts.py", "objectives/terms.py"} <= paths
+    assert {"zoo.py", "evaluation/accuracy.py", "data/parts.py", "objectives/regularizers.py"} <= paths
     assert not {"cli/studies.py", "studies/measures.py", "studies/tables.py", "evaluation/report.py"} & paths
 
 

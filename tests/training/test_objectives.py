@@ -12,19 +12,19 @@ from torch import Generator, nn
 from lrc import InputError
 from lrc.attacks import fgsm, pgd
 from lrc.training.objectives import (
-    bent,
     clustr,
     collapsed,
     cross_entropy,
     distillation,
+    gradient_norm_attack,
     local_flatness,
     local_linearity,
+    local_linearity_attack,
     magnet,
     mart,
     named,
-    near,
-    steepest,
     trades,
+    trades_attack,
     watch_collapse,
 )
 
@@ -215,29 +215,32 @@ def test_examples_are_made_in_eval_mode_with_frozen_parameters(name):
 def test_eps_is_8_of_255_everywhere():
     """Not the 0.031 of some published scripts."""
     for name in CRAFTED:
-        assert named(name).craft.keywords["eps"] == 8 / 255 != 0.031
-    assert all(inspect.signature(craft).parameters["eps"].default == 8 / 255 for craft in (near, bent, steepest))
-    assert named("adversarial").craft.keywords["step"] == named("trades").craft.keywords["step"] == 0.007
+        assert named(name).attack.keywords["eps"] == 8 / 255 != 0.031
+    assert all(
+        inspect.signature(craft).parameters["eps"].default == 8 / 255
+        for craft in (trades_attack, local_linearity_attack, gradient_norm_attack)
+    )
+    assert named("adversarial").attack.keywords["step"] == named("trades").attack.keywords["step"] == 0.007
     assert named("trades").loss.keywords == {"beta": 6.0} and named("mart").loss.keywords == {"beta": 5.0}
 
 
 def test_fast_training_steps_further_than_eps():
     """A step of 1.25 eps from a uniform start ends between eps / 4 and eps, at eps five times of eight."""
     model, x, y = TwoClasses(torch.ones(3, 32, 32)), torch.full((6, 3, 32, 32), 0.5), torch.zeros(6, dtype=torch.long)
-    made = named("fast").craft(model, x, y, generator=Generator().manual_seed(3))
+    made = named("fast").attack(model, x, y, generator=Generator().manual_seed(3))
     assert torch.equal(made, fgsm(model, x, y, eps=8 / 255, random_start=True, generator=Generator().manual_seed(3)))
     reached = (made - x) / (8 / 255)
     assert (reached > 0.9999).double().mean().item() == pytest.approx(5 / 8, abs=0.02)
     assert reached.min().item() == pytest.approx(0.25, abs=0.01)
-    made = named("fast", random_start=False).craft(model, x, y)
+    made = named("fast", random_start=False).attack(model, x, y)
     torch.testing.assert_close(made, x + 8 / 255)
 
 
 def test_examples_that_start_nearby():
     x = torch.full((2, 3, 40, 40), 0.5)
-    start = near(TwoClasses(torch.ones(3, 40, 40)), x, torch.tensor([0, 1]), steps=0)
+    start = trades_attack(TwoClasses(torch.ones(3, 40, 40)), x, torch.tensor([0, 1]), steps=0)
     assert (start - x).std() == pytest.approx(0.001, rel=0.05) and abs((start - x).mean()) < 1e-4
-    again = [near(tiny(), *batch()[:2], generator=Generator().manual_seed(4)) for _ in range(2)]
+    again = [trades_attack(tiny(), *batch()[:2], generator=Generator().manual_seed(4)) for _ in range(2)]
     assert torch.equal(*again)
 
 
@@ -251,17 +254,17 @@ def test_attacks_may_start_anywhere_but_end_in_the_ball():
 @pytest.mark.parametrize("loss", ["ce", "kl"])
 def test_examples_climb_their_loss_by_signed_steps(loss):
     model, (x, y, _) = tiny().eval(), batch()
-    start = near(model, x, y, steps=0, generator=Generator().manual_seed(4))
+    start = trades_attack(model, x, y, steps=0, generator=Generator().manual_seed(4))
     z = start
     for _ in range(10):
         z = z.detach().requires_grad_()
         p, q = softmax(model(x)).detach(), softmax(model(z))
         rows = [kl(p[i], q[i]) if loss == "kl" else -q[i, y[i]].log() for i in range(6)]
         z = (z + 0.007 * torch.autograd.grad(sum(rows), z)[0].sign()).clamp(x - 8 / 255, x + 8 / 255).clamp(0, 1)
-    torch.testing.assert_close(near(model, x, y, loss=loss, generator=Generator().manual_seed(4)), z)
+    torch.testing.assert_close(trades_attack(model, x, y, loss=loss, generator=Generator().manual_seed(4)), z)
 
 
-@pytest.mark.parametrize("craft", [bent, steepest])
+@pytest.mark.parametrize("craft", [local_linearity_attack, gradient_norm_attack])
 def test_the_most_curved_and_the_steepest_image_lie_in_a_corner(craft):
     """Of a linear two-class network: in the corner of the ball where the loss of label 0 is largest, or the other."""
     w = torch.randn(3, 4, 4, generator=Generator().manual_seed(0))
@@ -269,7 +272,7 @@ def test_the_most_curved_and_the_steepest_image_lie_in_a_corner(craft):
     made = craft(TwoClasses(w), x, torch.zeros(5, dtype=torch.long), eps=0.125, steps=3)
     signs = ((made - x) / 0.125 * w.sign()).flatten(1)
     assert (signs.abs() == 1).all() and (signs == signs[:, :1]).all()
-    assert craft is bent or (signs == 1).all()
+    assert craft is local_linearity_attack or (signs == 1).all()
 
 
 def test_a_collapse_is_told_from_learning_nothing():

@@ -15,7 +15,7 @@ from lrc.models import build
 from lrc.training.objectives import (
     METHODS,
     Objective,
-    Pass,
+    TermInputs,
     adding,
     adversarial,
     awp,
@@ -24,7 +24,6 @@ from lrc.training.objectives import (
     cross_entropy,
     jacobian,
     named,
-    near,
     orthogonality,
     parseval,
     row_clustering,
@@ -32,6 +31,7 @@ from lrc.training.objectives import (
     spectral_norm,
     standard,
     trades,
+    trades_attack,
 )
 from lrc.training.objectives import objective as objective_module
 
@@ -39,7 +39,7 @@ GROUPS = [[0, 1], [2, 3]]
 
 
 def seen(x, y, z=None, seed=0):
-    return Pass(x, y, x, torch.zeros(len(x), 4) if z is None else z, Generator().manual_seed(seed))
+    return TermInputs(x, y, x, torch.zeros(len(x), 4) if z is None else z, Generator().manual_seed(seed))
 
 
 def test_the_clustering_term_is_the_papers():
@@ -224,7 +224,7 @@ def test_the_scratch_step_of_awp_leaves_the_running_statistics_alone():
 
 def test_awp_moves_each_layer_in_proportion_to_it():
     model, (x, y, x_adv) = tiny().train(), batch()
-    whole = objective_module._Whole(model, Objective(cross_entropy)._value)
+    whole = objective_module._LossModule(model, Objective(cross_entropy)._value)
     worse = objective_module._worse_weights(whole, (x, y, x_adv, None), 0.05)
     assert list(worse) == ["model.1.weight", "model.4.weight"]
     for name, w in worse.items():
@@ -268,7 +268,7 @@ def test_unknown_names_list_the_possible_ones():
     with pytest.raises(InputError, match="needs groups"):
         named("trades", clustering=0.1)
     with pytest.raises(InputError, match='"ce" or "kl"'):
-        near(tiny(), *batch()[:2], loss="mse")
+        trades_attack(tiny(), *batch()[:2], loss="mse")
 
 
 def test_the_clustering_term_may_be_the_mean():

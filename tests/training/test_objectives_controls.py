@@ -69,7 +69,7 @@ def test_within_one_superclass_of_all_classes_is_over_all_classes(temperature):
 def test_adversarial_training_smooths_labels():
     model, (x, y, x_adv) = tiny(), batch()
     made = named("adversarial", smoothing=0.1, within=LIKENESS)
-    assert made.craft.keywords == named("adversarial").craft.keywords
+    assert made.attack.keywords == named("adversarial").attack.keywords
     expected = cross_entropy(model, x, y, x_adv, smoothing=0.1, groups=LIKENESS)
     torch.testing.assert_close(Objective(made.loss, lambda *_, generator: x_adv)(model, x, y), expected)
     plain, alike = named("label_smoothing", within=LIKENESS), named("label_smoothing", within=[(0, 2), (1,)])
@@ -223,20 +223,23 @@ def test_squeezing_adds_the_penalty_with_its_weight():
 NAMES = {
     "standard": "Objective(loss=cross_entropy)",
     "label_smoothing": "Objective(loss=cross_entropy(smoothing=0.1))",
-    "fast": f"Objective(loss=cross_entropy, craft=fgsm({EPS}, random_start=True))",
-    "adversarial": f"Objective(loss=cross_entropy, craft=pgd({EPS}, step=0.007, steps=10))",
-    "trades": f"Objective(loss=trades(beta=6.0), craft=near({EPS}, loss='kl', step=0.007, steps=10))",
-    "mart": f"Objective(loss=mart(beta=5.0), craft=near({EPS}, loss='ce', step=0.007, steps=10))",
+    "fast": f"Objective(loss=cross_entropy, attack=fgsm({EPS}, random_start=True))",
+    "adversarial": f"Objective(loss=cross_entropy, attack=pgd({EPS}, step=0.007, steps=10))",
+    "trades": f"Objective(loss=trades(beta=6.0), attack=trades_attack({EPS}, loss='kl', step=0.007, steps=10))",
+    "mart": f"Objective(loss=mart(beta=5.0), attack=trades_attack({EPS}, loss='ce', step=0.007, steps=10))",
     "jacobian": "Objective(loss=cross_entropy, terms=[[0.01, jacobian(projections=1)]])",
     "orthogonality": "Objective(loss=cross_entropy, terms=[[0.1, orthogonality(iterations=2)]])",
     "soft_orthogonality": "Objective(loss=cross_entropy, terms=[[0.01, soft_orthogonality]])",
     "parseval": "Objective(loss=cross_entropy, terms=[[0.003, parseval]])",
     "spectral_norm": "Objective(loss=cross_entropy, terms=[[0.01, spectral_norm(iterations=2)]])",
-    "local_linearity": f"Objective(loss=local_linearity(slope=3.0, weight=4.0), craft=bent({EPS}, steps=2))",
-    "local_flatness": f"Objective(loss=local_flatness(weight=0.03137254901960784), craft=steepest({EPS}, steps=2))",
-    "clustr": f"Objective(loss=clustr(beta=12.5, gap=1.0), craft=near({EPS}, loss='kl', sigma=0.01568627450980392, "
+    "local_linearity": "Objective(loss=local_linearity(slope=3.0, weight=4.0), "
+    f"attack=local_linearity_attack({EPS}, steps=2))",
+    "local_flatness": "Objective(loss=local_flatness(weight=0.03137254901960784), "
+    f"attack=gradient_norm_attack({EPS}, steps=2))",
+    "clustr": "Objective(loss=clustr(beta=12.5, gap=1.0), "
+    f"attack=trades_attack({EPS}, loss='kl', sigma=0.01568627450980392, "
     "step=0.0392156862745098, steps=1))",
-    "cas": f"Objective(loss=suppressed(beta=2.0), craft=pgd({EPS}, step=0.00784313725490196, steps=10))",
+    "cas": f"Objective(loss=suppressed(beta=2.0), attack=pgd({EPS}, step=0.00784313725490196, steps=10))",
     "jpeg": "Objective(loss=behind_jpeg)",
 }
 

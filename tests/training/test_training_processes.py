@@ -9,8 +9,8 @@ import torch
 from spreading import OBJECTIVES, coloured, keys_counted, trained
 
 from lrc.training import train
+from lrc.training.distributed import join
 from lrc.training.objectives import standard
-from lrc.training.processes import join
 from lrc.utils.errors import InputError
 
 SCRIPT = Path(__file__).parents[1].joinpath("spreading.py")

@@ -1,4 +1,4 @@
-"""Losses of a batch and the examples made of it: formulas alone, logits in at least float32."""
+"""Losses of the defences: formulas on a batch and its adversarial examples, with logits in at least float32."""
 
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,18 @@ from torch import Tensor, nn
 
 from lrc.attacks.losses import pick
 from lrc.models.layers import JPEG, labelled
-from lrc.training.objectives.objective import logits, refuse_compiled, wide
-from lrc.training.objectives.terms import Groups, membership, sharing
+from lrc.training.objectives.objective import head_inputs, logits, refuse_compiled, wide
+from lrc.training.objectives.regularizers import Groups, averaging_matrix, membership
 from lrc.utils.errors import InputError
 
 __all__ = [
     "behind_jpeg",
+    "clustr",
     "cross_entropy",
     "distillation",
     "local_flatness",
     "local_linearity",
+    "magnet",
     "mart",
     "suppressed",
     "trades",
@@ -52,7 +54,7 @@ def cross_entropy(
     if groups is None:
         return F.cross_entropy(z, y, label_smoothing=smoothing)
     whole = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    return F.cross_entropy(z, whole.lerp(sharing(membership(groups, z)), smoothing)[y])
+    return F.cross_entropy(z, whole.lerp(averaging_matrix(membership(groups, z)), smoothing)[y])
 
 
 def behind_jpeg(
@@ -140,8 +142,9 @@ def local_linearity(
 ) -> Float[Tensor, ""]:
     """``mean [l(x) + weight |l(x_adv) - l(x) - d l'(x)| + slope |d l'(x)|]``, l cross-entropy and d = x_adv - x.
 
-    The examples are those where the loss is least like its tangent (`lrc.objectives.bent`). In training mode batch norm
-    mixes the images: l'(x) is then the gradient of the batch's summed loss, what an image does to the others included.
+    The examples are those where the loss is least like its tangent: `lrc.objectives.local_linearity_attack` makes them.
+    In training mode batch norm mixes the images: l'(x) is then the gradient of the batch's summed loss, what an image
+    does to the others included.
 
     Source: Qin et al., *Adversarial robustness through local linearization* (2019).
     """
@@ -161,7 +164,7 @@ def local_flatness(
     *,
     weight: float = 8 / 255,
 ) -> Float[Tensor, ""]:
-    """``mean [l(x) + weight |l'(x_adv)|_1]``, l cross-entropy, where the gradient is long (`lrc.objectives.steepest`).
+    """``mean [l(x) + weight |l'(x_adv)|_1]``, l cross-entropy, at examples of `lrc.objectives.gradient_norm_attack`.
 
     The norm is the dual of Linf, so that with the weight eps the term is what an attack gains to first order; that
     weight is ours. In training mode batch norm mixes the images: l'(x_adv) is then the gradient of the batch's summed
@@ -193,11 +196,63 @@ def suppressed(
     Source: Bai et al., *Improving adversarial robustness via channel-wise activation suppressing* (2021).
     """
     refuse_compiled(model)
-    with labelled(model, y) as heard:
+    with labelled(model, y) as captured:
         value = cross_entropy(model, x, y, x_adv)
-    if not heard:
+    if not captured:
         raise InputError("the network has no layer of CAS: build it as lrc.models.build(name, suppress=True)")
-    return value + beta * torch.stack([F.cross_entropy(wide(z), y) for z in heard]).mean()
+    return value + beta * torch.stack([F.cross_entropy(wide(z), y) for z in captured]).mean()
+
+
+def clustr(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "n *shape"],
+    *,
+    gap: float = 1.0,
+    beta: float = 12.5,
+) -> Float[Tensor, ""]:
+    """``CE(z(x), y) + magnet(f(x), y) + beta mean KL(p(x) || p(x_adv))``, f being what the last linear layer sees.
+
+    The authors keep several clusters of each class over the training set, predict by the nearest one, and begin with
+    a trained network. Here each class is one cluster, its centre the mean in the batch, the network keeps its linear
+    layer, and the cross-entropy trains that.
+
+    The centres are those of the images at hand: in a training spread over processes, of each one's share.
+
+    Args:
+        gap: of `magnet`.
+        beta: weight of the consistency with examples made in one quick step; 0 for clustering alone.
+
+    Source: Alfarra et al., *ClusTR: clustering training for robustness* (2020).
+    """
+    with head_inputs(model) as captured:
+        z = logits(model, x)
+        features = wide(captured[-1])
+    value = F.cross_entropy(z, y) + magnet(features, y, gap=gap)
+    return value + beta * divergence(z, logits(model, x_adv)).mean()
+
+
+def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float = 1.0) -> Float[Tensor, ""]:
+    """``mean max(0, gap + d_y / 2s + log sum_{k != y} exp(-d_k / 2s))``, d_k the squared distance from the centre of k.
+
+    The centres are the means of the batch; s is the sum of the d_y divided by n - 1, or 1e-6 if that is more, as it is
+    where each image has a class of its own. A batch of one class alone gives 0.
+
+    Source: Rippel et al., *Metric learning with adaptive density discrimination* (2016), equation 5, for one cluster
+    a class.
+    """
+    found, own = y.unique(return_inverse=True)
+    if len(found) < 2:
+        return 0 * features.sum()
+    members = F.one_hot(own, len(found)).to(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        centres = members.T @ features / members.sum(0)[:, None]
+    d = (features[:, None] - centres).square().sum(2)
+    mine = pick(d, own)
+    spread = 2 * (mine.sum() / (len(y) - 1)).clamp(min=1e-6)
+    others = (-d / spread).masked_fill(members.bool(), -torch.inf).logsumexp(1)
+    return (gap + mine / spread + others).relu().mean()
 
 
 def divergence(z: Float[Tensor, "n classes"], z_other: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:

@@ -10,11 +10,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
-from lrc.training.objectives import losses, terms, weights
-from lrc.training.objectives.crafting import bent, near, steepest
-from lrc.training.objectives.features import clustr, feature_clustering
+from lrc.training.objectives import losses, regularizers
+from lrc.training.objectives.inner_attacks import gradient_norm_attack, local_linearity_attack, trades_attack
 from lrc.training.objectives.objective import Objective, adding, awp
-from lrc.training.objectives.terms import Groups
+from lrc.training.objectives.regularizers import Groups
 from lrc.utils.errors import InputError
 
 __all__ = ["METHODS", "adversarial", "clustered", "named", "standard"]
@@ -50,7 +49,7 @@ def named(
             do without; a clustering term without groups.
 
     >>> named("adversarial", clustering=0.1, groups=[[0, 1], [2, 3]])
-    Objective(loss=cross_entropy, craft=pgd(eps=0.031..., step=0.007, steps=10),
+    Objective(loss=cross_entropy, attack=pgd(eps=0.031..., step=0.007, steps=10),
         terms=[[0.1, clustering(groups=[[0, 1], [2, 3]], reduction='sum')]])
     >>> named("trade")
     Traceback (most recent call last):
@@ -72,7 +71,7 @@ def named(
             raise InputError("the clustering term needs groups: lists of the classes of each superclass")
         objective = clustered(objective, groups, weight=clustering, on=on, reduction=reduction)
     if squeezing:
-        objective = adding(objective, terms.logit_penalty, weight=squeezing)
+        objective = adding(objective, regularizers.logit_penalty, weight=squeezing)
     return _perturbed(objective, gamma=awp) if awp else objective
 
 
@@ -88,26 +87,26 @@ def clustered(
         groups: the superclasses, lists of the numbers of their classes.
         weight: of the term; absent, the paper's beta: 0.1 with "sum" (CIFAR-10), 1 with "mean" (CIFAR-20), and 1 for
             features and rows, where there is no published one.
-        on: "features", of the examples that are crafted (`feature_clustering`), "logits", of these examples (the
+        on: "features", of the adversarial examples (`feature_clustering`), "logits", of these examples (the
             paper's `clustering_term`), or "rows", of the linear map (`row_clustering`).
         reduction: of the term on logits.
 
     Raises:
         InputError: something else that it could act on.
     """
-    held = _held(groups)
+    fixed = _as_tuples(groups)
     published = 0.1 if on == "logits" and reduction == "sum" else 1.0
     possible = {
-        "features": partial(feature_clustering, groups=held),
-        "logits": partial(terms.clustering, groups=held, reduction=reduction),
-        "rows": partial(terms.row_clustering, groups=held),
+        "features": partial(regularizers.feature_clustering, groups=fixed),
+        "logits": partial(regularizers.clustering, groups=fixed, reduction=reduction),
+        "rows": partial(regularizers.row_clustering, groups=fixed),
     }
     if not isinstance(on, str) or on not in possible:
         raise InputError(f'the clustering term acts on "features", "logits" or "rows", not {on!r}')
     return adding(objective, possible[on], weight=published if weight is None else weight)
 
 
-def _held(groups: Groups) -> Groups:
+def _as_tuples(groups: Groups) -> Groups:
     """The groups as numbers that do not change, and that look the same wherever they come from."""
     return tuple(tuple(int(k) for k in group) for group in groups)
 
@@ -156,7 +155,7 @@ def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) ->
     if within is not None and not within:
         raise InputError("within names no superclass: give lists of the classes of each")
     loss = partial(losses.cross_entropy, smoothing=smoothing)
-    return Objective(loss if within is None else partial(loss, groups=_held(within)))
+    return Objective(loss if within is None else partial(loss, groups=_as_tuples(within)))
 
 
 def _fast(*, eps: float = EPS, random_start: bool = True) -> Objective:
@@ -178,18 +177,20 @@ def _adversarial(
     if within is not None and not smoothing:
         raise InputError("within says where a share of the label is spread: give smoothing, that share, too")
     plain = _label_smoothing(smoothing=smoothing, within=within) if smoothing else _standard()
-    return replace(plain, craft=partial(pgd, eps=eps, steps=steps, step=step))
+    return replace(plain, attack=partial(pgd, eps=eps, steps=steps, step=step))
 
 
 def _trades(*, beta: float = 6.0, eps: float = EPS, steps: int = 10, step: float = 0.007) -> Objective:
     """TRADES (Zhang et al., 2019); the authors' script has eps 0.031."""
-    craft = partial(near, eps=eps, steps=steps, step=step, loss="kl")
-    return Objective(partial(losses.trades, beta=beta), craft)
+    attack = partial(trades_attack, eps=eps, steps=steps, step=step, loss="kl")
+    return Objective(partial(losses.trades, beta=beta), attack)
 
 
 def _mart(*, beta: float = 5.0, eps: float = EPS, steps: int = 10, step: float = 0.007) -> Objective:
     """MART (Wang et al., 2020); the authors' script has eps 0.031, and for ResNet-18 lr 0.01, weight decay 3.5e-3."""
-    return Objective(partial(losses.mart, beta=beta), partial(near, eps=eps, steps=steps, step=step, loss="ce"))
+    return Objective(
+        partial(losses.mart, beta=beta), partial(trades_attack, eps=eps, steps=steps, step=step, loss="ce")
+    )
 
 
 def _distillation(*, teacher: nn.Module, temperature: float = 20.0) -> Objective:
@@ -199,45 +200,47 @@ def _distillation(*, teacher: nn.Module, temperature: float = 20.0) -> Objective
 
 def _jacobian(*, weight: float = 0.01, projections: int = 1) -> Objective:
     """Jacobian regularization (Hoffman et al., 2019)."""
-    return adding(_standard(), partial(terms.jacobian, projections=projections), weight=weight)
+    return adding(_standard(), partial(regularizers.jacobian, projections=projections), weight=weight)
 
 
 def _orthogonality(*, weight: float = 0.1, iterations: int = 2) -> Objective:
     """Spectral restricted isometry, SRIP (Bansal et al., 2018)."""
-    return adding(_standard(), partial(weights.orthogonality, iterations=iterations), weight=weight)
+    return adding(_standard(), partial(regularizers.orthogonality, iterations=iterations), weight=weight)
 
 
 def _soft_orthogonality(*, weight: float = 0.01) -> Objective:
     """Soft orthogonality (Bansal et al., 2018); the authors lower the weight as the training goes on."""
-    return adding(_standard(), weights.soft_orthogonality, weight=weight)
+    return adding(_standard(), regularizers.soft_orthogonality, weight=weight)
 
 
 def _parseval(*, weight: float = 0.003) -> Objective:
     """Parseval frames (Cisse et al., 2017), by a step of the learning rate times the weight."""
-    return adding(_standard(), weights.parseval, weight=weight)
+    return adding(_standard(), regularizers.parseval, weight=weight)
 
 
 def _spectral_norm(*, weight: float = 0.01, iterations: int = 2) -> Objective:
     """Spectral norm regularization (Yoshida & Miyato, 2017)."""
-    return adding(_standard(), partial(weights.spectral_norm, iterations=iterations), weight=weight)
+    return adding(_standard(), partial(regularizers.spectral_norm, iterations=iterations), weight=weight)
 
 
 def _local_linearity(*, weight: float = 4.0, slope: float = 3.0, eps: float = EPS, steps: int = 2) -> Objective:
     """Local linearity, LLR (Qin et al., 2019)."""
-    return Objective(partial(losses.local_linearity, weight=weight, slope=slope), partial(bent, eps=eps, steps=steps))
+    return Objective(
+        partial(losses.local_linearity, weight=weight, slope=slope),
+        partial(local_linearity_attack, eps=eps, steps=steps),
+    )
 
 
 def _local_flatness(*, weight: float | None = None, eps: float = EPS, steps: int = 2) -> Objective:
     """Local flatness, LFR (Xu et al., 2020)."""
     loss = partial(losses.local_flatness, weight=eps if weight is None else weight)
-    return Objective(loss, partial(steepest, eps=eps, steps=steps))
+    return Objective(loss, partial(gradient_norm_attack, eps=eps, steps=steps))
 
 
 def _clustr(*, gap: float = 1.0, beta: float = 12.5, eps: float = EPS) -> Objective:
     """ClusTR with its quick consistency (Alfarra et al., 2020)."""
-    return Objective(
-        partial(clustr, gap=gap, beta=beta), partial(near, eps=eps, steps=1, step=1.25 * eps, sigma=eps / 2, loss="kl")
-    )
+    attack = partial(trades_attack, eps=eps, steps=1, step=1.25 * eps, sigma=eps / 2, loss="kl")
+    return Objective(partial(losses.clustr, gap=gap, beta=beta), attack)
 
 
 def _cas(*, beta: float = 2.0, eps: float = EPS, steps: int = 10, step: float = 2 / 255) -> Objective:

@@ -1,6 +1,7 @@
-"""What training lowers: a loss on crafted examples, plus terms, at the weights or at worse ones nearby."""
+"""Training objectives: a loss on adversarial examples, regularization terms, adversarial weight perturbation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,22 +14,22 @@ from torch.func import functional_call
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 
-__all__ = ["Craft", "Loss", "Objective", "Pass", "Term", "adding", "awp", "logits"]
+__all__ = ["InnerAttack", "Loss", "Objective", "TermInputs", "Term", "adding", "awp", "logits"]
 
 Loss = Callable[..., Tensor]
-"""`loss(model, x, y, x_adv) -> scalar`: the formula, on images that are already crafted."""
+"""`loss(model, x, y, x_adv) -> scalar`: the formula, on adversarial examples that are made already."""
 
-Craft = Callable[..., Tensor]
-"""`craft(model, x, y, *, generator) -> x_adv`: an attack, its options fixed by `functools.partial`."""
+InnerAttack = Callable[..., Tensor]
+"""`attack(model, x, y, *, generator) -> x_adv`: an attack, its options fixed by `functools.partial`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
-    """What a term may look at: the batch, the examples made of it, and the logits that the loss had of them.
+class TermInputs:
+    """Inputs of a regularization term: the batch, its adversarial examples, and the logits the loss computed on them.
 
     Attributes:
         x, y: images in [0, 1] and labels.
-        x_adv, z_adv: what `craft` made of x (without it x itself), and its logits, at least float32, with their graph.
+        x_adv, z_adv: adversarial examples (without an attack x itself) and their logits, at least float32, with graph.
         generator: of a term's random numbers.
     """
 
@@ -39,17 +40,17 @@ class Pass:
     generator: Generator | None = None
 
 
-Term = Callable[[nn.Module, Pass], Tensor]
-"""`term(model, seen) -> scalar`: what is added to a loss, its options fixed by `functools.partial`."""
+Term = Callable[[nn.Module, TermInputs], Tensor]
+"""`term(model, inputs) -> scalar`: what is added to a loss, its options fixed by `functools.partial`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Objective:
-    """What a training step lowers: `objective(model, x, y, generator=...)` is a scalar with its graph.
+    """The quantity a training step minimizes: `objective(model, x, y, generator=...)` is a scalar with its graph.
 
     Attributes:
         loss: the formula.
-        craft: makes the examples, in eval mode and with frozen parameters; absent, they are the images themselves.
+        attack: the inner maximization, in eval mode and with frozen parameters; absent, the loss is of the images.
         terms: weights and terms that are added to the loss.
         gamma: size of the adversarial weight perturbation; 0 for none. See `awp`.
 
@@ -57,11 +58,11 @@ class Objective:
 
     >>> from lrc.training.objectives import named
     >>> named("trades", beta=3.0)
-    Objective(loss=trades(beta=3.0), craft=near(eps=0.031..., loss='kl', step=0.007, steps=10))
+    Objective(loss=trades(beta=3.0), attack=trades_attack(eps=0.031..., loss='kl', step=0.007, steps=10))
     """
 
     loss: Loss
-    craft: Craft | None = None
+    attack: InnerAttack | None = None
     terms: tuple[tuple[float, Term], ...] = ()
     gamma: float = 0.0
 
@@ -74,24 +75,24 @@ class Objective:
         generator: Generator | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch, images in [0, 1]; the generator is of the attack's and the terms' random numbers."""
-        x_adv = x if self.craft is None else self.craft(model, x, y, generator=generator)
+        x_adv = x if self.attack is None else self.attack(model, x, y, generator=generator)
         if not self.gamma:
             return self._value(model, x, y, x_adv, generator)
-        whole, batch = _Whole(model, self._value), (x, y, x_adv, generator)
-        return functional_call(whole, _worse_weights(whole, batch, self.gamma), batch)
+        module, batch = _LossModule(model, self._value), (x, y, x_adv, generator)
+        return functional_call(module, _worse_weights(module, batch, self.gamma), batch)
 
     def _value(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None
     ) -> Float[Tensor, ""]:
         if not self.terms:
             return self.loss(model, x, y, x_adv)
-        listening = _Listening(model)
-        value = self.loss(listening, x, y, x_adv)
-        heard = [z for at, z in listening.heard if at.is_set_to(x_adv)]
-        if not heard:
+        recording = _Recording(model)
+        value = self.loss(recording, x, y, x_adv)
+        captured = [z for at, z in recording.captured if at.is_set_to(x_adv)]
+        if not captured:
             raise InputError("the loss never runs the network on x_adv itself, so a term cannot use the logits of it")
-        seen = Pass(x, y, x_adv, wide(heard[-1]), generator)
-        return value + torch.stack([weight * term(model, seen) for weight, term in self.terms]).sum()
+        inputs = TermInputs(x, y, x_adv, wide(captured[-1]), generator)
+        return value + torch.stack([weight * term(model, inputs) for weight, term in self.terms]).sum()
 
     def __repr__(self) -> str:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -99,14 +100,14 @@ class Objective:
 
 
 def adding(objective: Objective, term: Term, *, weight: float) -> Objective:
-    """The objective with `weight * term(model, seen)` added to its loss; the network is not run again."""
+    """The objective with `weight * term(model, inputs)` added to its loss; the network is not run again."""
     return replace(objective, terms=(*objective.terms, (weight, term)))
 
 
 def awp(objective: Objective, *, gamma: float) -> Objective:
     """The objective at worse weights: ``min_w max_{v in V} L(w + v)``, with V the weights within gamma of w, by layers.
 
-    The examples are crafted once, at w. One step up the loss, d, is scaled layer by layer to the length of the weights,
+    The examples are made once, at w. One step up the loss, d, is scaled layer by layer to the length of the weights,
     ``v_l = gamma |w_l| / |d_l| d_l``, for weights of more than one dimension (biases and batch norm stay). The loss is
     taken at w + v and its gradient there becomes that of w, v being constant. The weights themselves are never changed,
     and the running statistics see the last pass alone. Where the training is spread over processes d is their mean.
@@ -123,7 +124,7 @@ def awp(objective: Objective, *, gamma: float) -> Objective:
 
 
 def logits(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
-    """What the network says, in at least float32: a loss of half-precision logits, as of autocast, would be coarse."""
+    """The logits in at least float32: a loss of half-precision logits, as under autocast, would be coarse."""
     return wide(model(x))
 
 
@@ -138,8 +139,31 @@ def wide(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return z if z.dtype == torch.float64 else z.float()
 
 
-class _Whole(nn.Module):
-    """Loss and network as one module, so that all in it sees the weights that it is called with."""
+@contextmanager
+def head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs of the last linear layer, captured while the context lasts.
+
+    Raises:
+        InputError: there is no linear layer, or the network is compiled.
+    """
+    refuse_compiled(model)
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise InputError("the network has no linear layer, so no features before it")
+    captured: list[Tensor] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        captured.append(inputs[0])
+
+    handle = heads[-1].register_forward_pre_hook(note)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+class _LossModule(nn.Module):
+    """Loss and network as one module, so that both see the weights that it is called with."""
 
     def __init__(self, model: nn.Module, value: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -149,25 +173,25 @@ class _Whole(nn.Module):
         return self.value(self.model, *batch)
 
 
-class _Listening(nn.Module):
-    """The network, and what it was asked and answered. A hook would do the same, but not on a compiled network."""
+class _Recording(nn.Module):
+    """The network, with its inputs and logits recorded. A hook would do the same, but not on a compiled network."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.heard: list[tuple[Tensor, Tensor]] = []
+        self.captured: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
         z = self.model(x)
-        self.heard.append((x, z))
+        self.captured.append((x, z))
         return z
 
 
-def _worse_weights(whole: nn.Module, batch: tuple[Any, ...], gamma: float) -> dict[str, Tensor]:
+def _worse_weights(module: nn.Module, batch: tuple[Any, ...], gamma: float) -> dict[str, Tensor]:
     """The weights of more than one dimension after the step up; the buffers of the scratch pass are copies."""
-    weights = {name: p for name, p in whole.named_parameters() if p.dim() > 1 and p.requires_grad}
-    scratch = {name: buffer.clone() for name, buffer in whole.named_buffers()}
-    value = functional_call(whole, scratch, batch)
+    weights = {name: p for name, p in module.named_parameters() if p.dim() > 1 and p.requires_grad}
+    scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    value = functional_call(module, scratch, batch)
     steps = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
     steps = _mean_over_processes(steps)
     return {name: p + _scaled(d, p.detach(), gamma) for (name, p), d in zip(weights.items(), steps, strict=True)}

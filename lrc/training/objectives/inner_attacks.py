@@ -1,4 +1,4 @@
-"""How examples are made for training; what is not here is an attack of `lrc.attacks` with its options fixed."""
+"""Inner maximization: the attacks of TRADES, local linearity and local flatness; other defences use `lrc.attacks`."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ from lrc.attacks.threat_model import ball, spread, within
 from lrc.training.objectives.objective import logits
 from lrc.utils.errors import InputError
 
-__all__ = ["bent", "near", "steepest"]
+__all__ = ["local_linearity_attack", "trades_attack", "gradient_norm_attack"]
 
-Slope = Callable[[Tensor], Tensor]
-"""Images to the gradient of what is to become large there."""
+Gradient = Callable[[Tensor], Tensor]
+"""Images to the gradient of the quantity that the attack maximizes."""
 
 
-def near(
+def trades_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
     y: Int[Tensor, " n"],
@@ -46,13 +46,13 @@ def near(
     Source: Zhang et al., *Theoretically principled trade-off between robustness and accuracy* (2019), algorithm 1.
     """
     if loss not in ("ce", "kl"):
-        raise InputError(f'examples are crafted by the loss "ce" or "kl", not {loss!r}')
+        raise InputError(f'the inner attack raises the loss "ce" or "kl", not {loss!r}')
     noise = normal(image_keys(x, generator), tuple(x.shape[1:]), draw=0).to(x.dtype)
     goal = loss if loss == "ce" else _divergence(model, x)
     return pgd(model, x, y, eps=eps, steps=steps, step=step, loss=goal, start=x + sigma * noise)
 
 
-def bent(
+def local_linearity_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
     y: Int[Tensor, " n"],
@@ -68,7 +68,7 @@ def bent(
     Source: Qin et al., *Adversarial robustness through local linearization* (2019).
     """
 
-    def slope(victim: Victim, x: Tensor, y: Tensor) -> Slope:
+    def slope(victim: Victim, x: Tensor, y: Tensor) -> Gradient:
         tangent, base, _ = ascent(victim, x, y, loss=cross_entropy)
 
         def at(z: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def bent(
     return _climb(model, x, y, slope, eps=eps, steps=steps, generator=generator)
 
 
-def steepest(
+def gradient_norm_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
     y: Int[Tensor, " n"],
@@ -97,7 +97,7 @@ def steepest(
     Source: the local flatness of Xu et al., *Adversarial defense via local flatness regularization* (2020).
     """
 
-    def slope(victim: Victim, x: Tensor, y: Tensor) -> Slope:
+    def slope(victim: Victim, x: Tensor, y: Tensor) -> Gradient:
         def at(z: Tensor) -> Tensor:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
@@ -113,13 +113,13 @@ def _climb(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    slope: Callable[[Victim, Tensor, Tensor], Slope],
+    slope: Callable[[Victim, Tensor, Tensor], Gradient],
     *,
     eps: float,
     steps: int,
     generator: Generator | None,
 ) -> Float[Tensor, "n *shape"]:
-    """Signed steps up the slope from a random point of the ball."""
+    """Signed gradient ascent from a random point of the ball."""
     if steps < 1:
         raise InputError(f"steps must be >= 1, not {steps}")
     with attacked(model, x, y, eps=eps) as (victim, images, labels):

@@ -1,4 +1,4 @@
-"""A training spread over processes: who is in it, and what they must tell each other to compute what one would.
+"""Data-parallel training: processes, mean gradients and synchronized batch norm, to the result of one process.
 
 Each process takes its share of every batch. Gradients are averaged after the backward pass, in one exchange: an
 objective may run the network as often as it likes, frozen, in either mode, or at other weights. Batch norm takes its
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     Fabric = Any  # imported when a training starts: it takes two seconds
 
-__all__ = ["Fabric", "average_gradients", "batch_norm_over_all", "device_of", "join", "mean", "shared_accuracy"]
+__all__ = ["Fabric", "average_gradients", "synchronized_batch_norm", "device_of", "join", "mean", "shared_accuracy"]
 
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
@@ -57,14 +57,14 @@ def join(device: torch.device, *, precision: str = "float32") -> Fabric:
     else:
         options |= {"strategy": "auto", "devices": [device.index or 0] if device.type == "cuda" else 1}
         options["plugins"] = environments.LightningEnvironment()  # named, so that it looks for no cluster
-    with _unnoticed(package):
-        team = engine.Fabric(**options)
-        team.launch()
-    return team
+    with _quiet(package):
+        fabric = engine.Fabric(**options)
+        fabric.launch()
+    return fabric
 
 
 @contextmanager
-def _unnoticed(package: str) -> Iterator[None]:
+def _quiet(package: str) -> Iterator[None]:
     """Without the notes that the package logs about what it was asked for, and the number of threads that it sets."""
     logger = logging.getLogger(package.partition(".")[0])
     level, threads, named = logger.level, torch.get_num_threads(), environ.get("OMP_NUM_THREADS")
@@ -84,28 +84,28 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def mean(value: Tensor, team: Fabric) -> Tensor:
+def mean(value: Tensor, fabric: Fabric) -> Tensor:
     """The mean over the processes."""
-    return cast(Tensor, team.all_reduce(value))
+    return cast(Tensor, fabric.all_reduce(value))
 
 
-def average_gradients(model: nn.Module, team: Fabric) -> None:
+def average_gradients(model: nn.Module, fabric: Fabric) -> None:
     """Replaces each gradient by its mean over the processes."""
-    if team.world_size == 1:
+    if fabric.world_size == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    together = mean(torch.cat([g.flatten() for g in gradients]), team)
+    together = mean(torch.cat([g.flatten() for g in gradients]), fabric)
     for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
 
 
 @contextmanager
-def batch_norm_over_all(model: nn.Module, team: Fabric) -> Iterator[None]:
+def synchronized_batch_norm(model: nn.Module, fabric: Fabric) -> Iterator[None]:
     """In train mode the batch norms of the model take mean and variance over the batches of all processes.
 
     `torch.nn.SyncBatchNorm` does so on accelerators alone, and would be another module.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)] if team.world_size > 1 else []
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)] if fabric.world_size > 1 else []
     try:
         for layer in layers:
             layer.forward = partial(_normalized, layer)  # type: ignore[method-assign]
@@ -123,11 +123,11 @@ def _normalized(layer: _BatchNorm, x: Float[Tensor, "n c *shape"]) -> Float[Tens
     wide = x if x.dtype == torch.float64 else x.float()
     own = torch.stack(torch.var_mean(wide, over, correction=0))
     place = F.one_hot(torch.tensor(dist.get_rank()), dist.get_world_size()).to(own)
-    variances, means = _Sum.apply(place[:, None, None] * own).unbind(1)  # a row from each process
+    variances, means = _AllReduceSum.apply(place[:, None, None] * own).unbind(1)  # a row from each process
     centre = means.mean(0)
     variance = (variances + (means - centre).square()).mean(0)
     if layer.track_running_stats:
-        _remember(layer, centre.detach(), variance.detach() * (count / (count - 1)))
+        _update_running_statistics(layer, centre.detach(), variance.detach() * (count / (count - 1)))
     scale = torch.rsqrt(variance + layer.eps) * (1 if layer.weight is None else layer.weight)
     shift = (0 if layer.bias is None else layer.bias) - centre * scale
     shape = (1, -1, *[1] * (x.dim() - 2))
@@ -135,7 +135,7 @@ def _normalized(layer: _BatchNorm, x: Float[Tensor, "n c *shape"]) -> Float[Tens
 
 
 @torch.no_grad()
-def _remember(layer: _BatchNorm, centre: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
+def _update_running_statistics(layer: _BatchNorm, centre: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
     """Moves the running statistics as batch norm does."""
     count, means, variances = layer.num_batches_tracked, layer.running_mean, layer.running_var
     assert count is not None and means is not None and variances is not None
@@ -145,7 +145,7 @@ def _remember(layer: _BatchNorm, centre: Float[Tensor, " c"], variance: Float[Te
     variances.lerp_(variance, share)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum over the processes; its own derivative too, as every process has a part of the loss."""
 
     @staticmethod
@@ -156,11 +156,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
+        return _AllReduceSum.apply(gradient)
 
 
 def shared_accuracy(
-    model: nn.Module, images: Images, *, team: Fabric, attack: Attack | None = None, generator: Generator | None = None
+    model: nn.Module,
+    images: Images,
+    *,
+    fabric: Fabric,
+    attack: Attack | None = None,
+    generator: Generator | None = None,
 ) -> float:
     """Accuracy on the images, each of them classified by one process.
 
@@ -169,10 +174,10 @@ def shared_accuracy(
 
     Args: as in `lrc.accuracy`.
     """
-    if team.world_size == 1:
+    if fabric.world_size == 1:
         return accuracy(model, images, attack=attack, generator=generator)
-    own = images.subset(torch.arange(team.global_rank, len(images), team.world_size))
-    size = max(1, 500 // team.world_size)
+    own = images.subset(torch.arange(fabric.global_rank, len(images), fabric.world_size))
+    size = max(1, 500 // fabric.world_size)
     share = accuracy(model, own, attack=attack, batch_size=size, generator=generator) if len(own) else 0.0
-    right = team.all_reduce(torch.tensor(round(share * len(own)), device=team.device), reduce_op="sum")
+    right = fabric.all_reduce(torch.tensor(round(share * len(own)), device=fabric.device), reduce_op="sum")
     return int(cast(Tensor, right)) / len(images)
