@@ -11,7 +11,7 @@ from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import Loss, fooled, likely_targets, loss_function, true_label
 from lrc.attacks.rng import image_keys
 from lrc.attacks.threat_model import Ball, ball, spread, unit
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_flag, check_whole
 
 MOMENTUM = 0.75
 ENOUGH = 0.75  # of the steps since the last checkpoint should have raised the loss
@@ -61,10 +61,12 @@ def apgd(
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks* (2020), algorithm 1 and sections 3 and 4.
     """
-    if min(steps, restarts) < 1 or targets < 0:
-        raise InputError(f"steps and restarts must be >= 1 and targets >= 0, not {steps}, {restarts} and {targets}")
+    check_whole("steps", steps, 1)
+    check_whole("restarts", restarts, 1)
+    check_whole("targets", targets)
+    check_flag("until_fooled", until_fooled)
     objective = loss_function(loss, targeted=targets > 0)
-    with attacked(model, x, y, eps=eps) as (victim, images, labels):
+    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         balls, keys, found = ball(images, eps, norm), image_keys(images, generator), images.clone()
         logits = victim.logits(images)
         left = (~fooled(logits, labels)).nonzero().squeeze(1)

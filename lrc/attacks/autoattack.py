@@ -129,7 +129,7 @@ def autoattack(
     >>> found.fooled_by, found.clean_accuracy, found.robust_accuracy
     (('apgd-ce', None), 1.0, 0.5)
     """
-    check(x, y, eps)
+    check(x, y, eps, norm)
     parts = {"clean": _as_it_is} | _attacks(version, norm, x)
     if batch_size < 1:
         raise InputError(f"batch_size must be >= 1, not {batch_size}")
@@ -191,7 +191,7 @@ def _judged(
     device = next((p.device for p in model.parameters()), x.device)
     x, y = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
     x_adv = ball(x, eps, norm).accept(attack(model, x, y), name=described(attack))
-    with attacked(model, x, y, eps=eps) as (victim, _, labels):
+    with attacked(model, x, y, eps=eps, norm=norm) as (victim, _, labels):
         logits = victim.logits(x_adv)
     hit, nonfinite = fooled(logits, labels).cpu(), ~logits.isfinite().all(1).cpu()
     return Batch(torch.tensor(part), rows, hit, nonfinite, x_adv.cpu()[hit])

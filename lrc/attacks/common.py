@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,15 @@ from torch import Tensor, nn
 
 from lrc.attacks.losses import LOSSES, Loss, loss_function, margin
 from lrc.attacks.threat_model import box, norms
+from lrc.utils.checks import (
+    check_images,
+    check_labels,
+    check_logits,
+    check_network,
+    check_number,
+    check_radius,
+    explained,
+)
 from lrc.utils.errors import InputError
 
 __all__ = [
@@ -67,9 +76,12 @@ class Victim(nn.Module):
         self.finite: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
-        z = self.model(x)
+        with explained(self.model, x):
+            z = self.model(x.clone())  # it may write into what it is given
         if self.finite is None:
-            self._inspect(z, len(x))
+            z = check_logits(z, len(x))
+            if self.highest >= z.shape[1]:
+                raise InputError(f"label {self.highest} where the network has classes 0..{z.shape[1] - 1}")
             self.finite = torch.ones((), dtype=torch.bool, device=z.device)
         z = z if z.dtype == torch.float64 else z.float()
         self.finite &= z.detach().isfinite().all()
@@ -80,13 +92,6 @@ class Victim(nn.Module):
         """Logits without a gradient."""
         return self(x)
 
-    def _inspect(self, z: Any, n: int) -> None:
-        if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != n or z.shape[1] < 2:
-            what = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise InputError(f"the network must give logits (n, classes) of two classes or more, not {what}")
-        if self.highest >= z.shape[1]:
-            raise InputError(f"label {self.highest} where the network has classes 0..{z.shape[1] - 1}")
-
 
 @contextmanager
 def attacked(
@@ -95,28 +100,34 @@ def attacked(
     y: Int[Tensor, "n"],
     *,
     eps: float = 0.0,
+    norm: str = "linf",
     target: Int[Tensor, "n"] | None = None,
+    dims: int | None = None,
 ) -> Iterator[tuple[Victim, Tensor, Tensor]]:
     """The model, images and labels as attacks work on them: checked, untouched, laid out for speed.
 
     Args:
-        model, x, y, eps: as given to the attack.
+        model, x, y, eps, norm: as given to the attack.
         target: in a targeted attack the class wanted for each image.
+        dims: dimensions that the images must have.
 
     Yields:
         The model as a `Victim`; the images, detached, 4-dimensional ones on the CPU as channels-last, in which
         convolutions are up to five times faster; the labels (n,), or pairs of label and target (n, 2).
 
     Raises:
-        InputError: as `check`; and at the first logits, a label or target that is no class of the network.
+        InputError: as `check`; at the first logits, a label or target that is no class of the network; and where the
+            network's own code fails, in one line.
 
     Warns:
         RuntimeWarning: on leaving, if logits were not finite: such an image counts as fooled.
     """
-    check(x, y, eps)
+    check_network(model)
+    check_images(x, dims=dims)
+    check(x, y, eps, norm)
     labels = y.to(x.device, torch.long)
     if target is not None:
-        check(x, target, eps)
+        check_labels(target, len(x), name="targets")
         labels = torch.stack([labels, target.to(x.device, torch.long)], 1)
     with torch.inference_mode(False), untouched(model):
         x = x.clone() if x.is_inference() else x.detach()
@@ -141,25 +152,24 @@ class Rows:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "labels"], eps: float) -> None:
-    """Raises `InputError` for images outside [0, 1], NaN or in half precision, impossible labels, a bad eps."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise InputError(
-            f"images must be float32 or float64, not {x.dtype}: for half precision run under torch.autocast"
-        )
-    if x.dim() < 2:
-        raise InputError(f"images must be (n, ...), not {tuple(x.shape)}: put one image into a batch with x[None]")
-    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
-        raise InputError(
-            f"images must lie in [0, 1], these in [{x.amin():g}, {x.amax():g}]: divide by 255, "
-            "and put normalization inside the model (lrc.models.Normalize)"
-        )
-    if len(x) != len(y):
-        raise InputError(f"{len(x)} images with {len(y)} labels: give one label an image")
-    if len(y) and y.amin() < 0:
-        raise InputError(f"labels must be >= 0, not {y.amin()}: number the classes from 0")
-    if not 0 <= eps < torch.inf:
-        raise InputError(f"eps must be >= 0 and finite, in units of a pixel in [0, 1] (8/255, say), not {eps}")
+def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "labels"], eps: float, norm: str) -> None:
+    """Raises `InputError` for images, labels or a radius that no attack can use (`lrc.utils.checks`)."""
+    check_images(x)
+    check_labels(y, len(x))
+    check_radius(eps, norm, x)
+
+
+def step_length(step: float | None, eps: float, *, steps: int, times: float = 1.0) -> float:
+    """The length of a step, if it is given; otherwise that with which so many steps make `times` eps.
+
+    Raises:
+        InputError: the step is no finite number >= 0.
+    """
+    if step is not None:
+        check_number("step", step)
+        return step
+    check_number("eps", eps)
+    return times * eps / max(steps, 1)
 
 
 def ascent(
@@ -173,9 +183,13 @@ def ascent(
         x = x.detach().requires_grad_()
         z = victim(x)
         values = loss(z if z.dtype == torch.float64 else z.float(), y)
+        if not isinstance(values, Tensor) or values.shape != y.shape[:1]:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f'the loss must give one value an image, ({len(y)},), not {shape}: reduction="none"')
         if not values.requires_grad:
             return torch.zeros_like(x), values, z
-        (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True, materialize_grads=True)
+        with explained(victim, x):
+            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True, materialize_grads=True)
     return gradient, values.detach(), z.detach()
 
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin, targeted_margin
 from lrc.attacks.threat_model import ball, distance, spread, within
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_number, check_whole
 
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
 MOST = 1e10  # the largest constant c
@@ -59,10 +59,13 @@ def cw(
 
     Source: Carlini & Wagner, *Towards evaluating the robustness of neural networks* (2017), sections V and VI.
     """
-    if min(steps, searches) < 1 or not (c > 0 and rate > 0 and confidence >= 0):
-        raise InputError("cw needs steps and searches >= 1, c and rate > 0, confidence >= 0")
+    check_whole("steps", steps, 1)
+    check_whole("searches", searches, 1)
+    check_number("c", c, "(0, inf)")
+    check_number("rate", rate, "(0, inf)")
+    check_number("confidence", confidence)
     radius = 0.0 if eps is None else eps
-    with attacked(model, x, y, eps=radius, target=target) as (victim, images, labels):
+    with attacked(model, x, y, eps=radius, norm="l2", target=target) as (victim, images, labels):
         s = _begin(victim, images, labels, c=c, confidence=confidence)
         best = s.best.clone()
         s = s[s.nearest > 0]

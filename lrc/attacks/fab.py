@@ -10,7 +10,7 @@ from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import fooled, likely_targets, pick, true_label
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import SLACK, ball, distance, spread, unit, within
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_whole
 
 OVERSHOOT = 1.05  # eta: how far beyond the boundary a step goes
 TO_ORIGIN = 0.1  # alpha_max: the largest weight of the step that starts at the original image
@@ -63,10 +63,11 @@ def fab(
     >>> fab(model, torch.tensor([[0.7, 0.4]]), torch.tensor([0])).round(decimals=2)
     tensor([[0.5500, 0.5500]])
     """
-    if min(steps, restarts) < 1 or targets < 0:
-        raise InputError(f"steps and restarts must be >= 1 and targets >= 0, not {steps}, {restarts} and {targets}")
+    check_whole("steps", steps, 1)
+    check_whole("restarts", restarts, 1)
+    check_whole("targets", targets)
     radius = 0.0 if eps is None else eps
-    with attacked(model, x, y, eps=radius) as (victim, images, labels):
+    with attacked(model, x, y, eps=radius, norm=norm) as (victim, images, labels):
         balls, keys = ball(images, radius, norm), image_keys(images, generator)
         logits = victim.logits(images)
         state = _begin(images, labels)[~fooled(logits, labels)]

@@ -5,6 +5,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks.losses import Loss
 from lrc.attacks.pgd import pgd
+from lrc.utils.checks import check_flag, check_number
 
 
 def fgsm(
@@ -27,6 +28,8 @@ def fgsm(
     Source: Goodfellow et al., *Explaining and harnessing adversarial examples* (2015); the random start and its step:
     Wong et al., *Fast is better than free* (2020).
     """
+    check_flag("random_start", random_start)
+    check_number("eps", eps)
     return pgd(
         model,
         x,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_choice
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to one value an image (n,), which the attack makes large.
@@ -76,10 +76,7 @@ def loss_function(loss: str | Loss, *, targeted: bool = False) -> Loss:
     """
     if callable(loss):
         return loss
-    if loss not in LOSSES:
-        raise InputError(
-            f"no loss is called {loss!r}; there are {', '.join(LOSSES)}, or pass a function (logits, y) -> (n,)"
-        )
+    check_choice("loss", loss, LOSSES)
     return TARGETED[loss] if targeted else LOSSES[loss]
 
 

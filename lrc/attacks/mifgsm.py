@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import attacked, input_gradient, laid_out_like
+from lrc.attacks.common import attacked, input_gradient, laid_out_like, step_length
 from lrc.attacks.losses import Loss, loss_function
 from lrc.attacks.rng import image_keys, uniform
 from lrc.attacks.threat_model import ball, spread, unit, within
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_number, check_whole
 
 
 def mifgsm(
@@ -55,14 +55,12 @@ def mifgsm(
     transferability of adversarial examples with input diversity* (2019), section 3.2, here with sizes that need not be
     whole and bilinear interpolation.
     """
-    if steps < 0 or not 0 <= diversity <= 1 or not 0 < smallest <= 1:
-        raise InputError(
-            f"steps must be >= 0, diversity in [0, 1], smallest in (0, 1], not {steps}, {diversity}, {smallest}"
-        )
-    if diversity and x.dim() != 4:
-        raise InputError(f"diverse inputs need images (n, c, h, w), not {tuple(x.shape)}")
-    objective, length = loss_function(loss, targeted=target is not None), eps / max(steps, 1) if step is None else step
-    with attacked(model, x, y, eps=eps, target=target) as (victim, z, labels):
+    check_whole("steps", steps)
+    check_number("decay", decay)
+    check_number("diversity", diversity, "[0, 1]")
+    check_number("smallest", smallest, "(0, 1]")
+    objective, length = loss_function(loss, targeted=target is not None), step_length(step, eps, steps=steps)
+    with attacked(model, x, y, eps=eps, norm=norm, target=target, dims=4 if diversity else None) as (victim, z, labels):
         inside, keys, slope = ball(z, eps, norm), image_keys(z, generator), torch.zeros_like(z)
         for turn in range(steps):
             seen = _Diverse(victim, keys, turn, diversity, smallest) if diversity else victim

@@ -10,7 +10,7 @@ from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import Ball, ball, spread
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_number, check_whole
 
 AT_ONCE = 512  # images in one forward pass, about
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
@@ -56,9 +56,11 @@ def nattack(
     Source: Li et al., *NATTACK: learning the distributions of adversarial examples for an improved black-box attack on
     deep neural networks* (2019), algorithm 1.
     """
-    if samples < 2 or not (sigma > 0 and rate > 0):
-        raise InputError(f"samples must be >= 2, sigma and rate > 0, not {samples}, {sigma}, {rate}")
-    with attacked(model, x, y, eps=eps) as (victim, images, labels):
+    check_whole("samples", samples, 2)
+    check_whole("queries", queries, samples)
+    check_number("sigma", sigma, "(0, inf)")
+    check_number("rate", rate, "(0, inf)")
+    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         found, keys = images.clone(), image_keys(images, generator)
         rows, balls = torch.arange(len(images), device=images.device), ball(images, eps, norm)
         mean = torch.atanh((2 * images - 1) * INSIDE)

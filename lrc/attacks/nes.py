@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
+from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, step_length
 from lrc.attacks.losses import Loss, fooled, loss_function
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import Ball, ball, spread, unit
+from lrc.utils.checks import check_number, check_whole
 from lrc.utils.errors import InputError
 
 AT_ONCE = 512  # images in one forward pass, about
@@ -56,10 +57,14 @@ def nes(
 
     Source: Ilyas et al., *Black-box adversarial attacks with limited queries and information* (2018), algorithm 1.
     """
-    if samples < 2 or samples % 2 or not sigma > 0 or not 0 <= momentum < 1:
-        raise InputError(f"samples must be even, sigma > 0, momentum in [0, 1), not {samples}, {sigma}, {momentum}")
-    objective, length = loss_function(loss), eps / 10 if step is None else step
-    with attacked(model, x, y, eps=eps) as (victim, images, labels):
+    check_whole("samples", samples, 2)
+    check_whole("queries", queries, samples + 1)
+    check_number("sigma", sigma, "(0, inf)")
+    check_number("momentum", momentum, "[0, 1)")
+    if samples % 2:
+        raise InputError(f"samples must be even, not {samples}: they come in pairs")
+    objective, length = loss_function(loss), step_length(step, eps, steps=10)
+    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         found, keys = images.clone(), image_keys(images, generator)
         rows = torch.arange(len(images), device=images.device)
         s = _State(rows, ball(images, eps, norm), labels, keys, images, torch.zeros_like(images))

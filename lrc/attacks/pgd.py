@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like
+from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like, step_length
 from lrc.attacks.losses import Loss, fooled, loss_function
 from lrc.attacks.rng import image_keys
 from lrc.attacks.threat_model import Ball, ball, unit
+from lrc.utils.checks import check_flag, check_tensor, check_whole
 from lrc.utils.errors import InputError
 
 
@@ -64,20 +65,21 @@ def pgd(
     >>> pgd(model, torch.tensor([[0.7, 0.4]]), torch.tensor([0]), eps=0.1, steps=10)
     tensor([[0.6000, 0.5000]])
     """
-    if steps < 0:
-        raise InputError(f"steps must be >= 0, not {steps}")
-    if restarts < 1:
-        raise InputError(f"restarts must be >= 1, not {restarts}")
+    check_whole("steps", steps)
+    check_whole("restarts", restarts, 1)
+    check_flag("random_start", random_start)
+    if start is not None:
+        _check_start(start, x)
     if restarts > 1 and start is not None:
         raise InputError(
             f"{restarts} runs from one and the same start would all end alike: leave out start or restarts"
         )
     objective = loss_function(loss, targeted=target is not None)
-    length = 2.5 * eps / max(steps, 1) if step is None else step
-    with attacked(model, x, y, eps=eps, target=target) as (victim, images, labels):
+    length = step_length(step, eps, steps=steps, times=2.5)
+    with attacked(model, x, y, eps=eps, norm=norm, target=target) as (victim, images, labels):
         balls = ball(images, eps, norm)
         keys = image_keys(images, generator) if random_start and start is None else None
-        origin = images if start is None else balls.project(start.detach().to(images.dtype))
+        origin = images if start is None else balls.project(start.detach().to(images))
         found = images.clone()
         left = torch.arange(len(images), device=images.device)
         for restart in range(restarts):
@@ -89,6 +91,15 @@ def pgd(
             if not len(left):
                 break
     return laid_out_like(x, found)
+
+
+def _check_start(start: Tensor, x: Tensor) -> None:
+    check_tensor("start", start)
+    check_tensor("images", x)
+    if start.shape != x.shape or not start.is_floating_point() or not start.isfinite().all():
+        raise InputError(
+            f"start must be finite images {tuple(x.shape)} like the others, not {start.dtype} {tuple(start.shape)}"
+        )
 
 
 def _walk(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, steps: int, step: float, loss: Loss) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from lrc.utils.checks import check_generator
+
 GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers: PyTorch's 64-bit integers wrap around like unsigned ones
 MULTIPLIERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
@@ -31,6 +33,7 @@ def image_keys(x: Float[Tensor, "n *shape"], generator: Generator | None) -> Int
 
 def new_seed(generator: Generator | None = None) -> int:
     """A 64-bit number, signed: the next of the generator, or one from the operating system."""
+    check_generator(generator)
     if generator is None:
         return secrets.randbits(64) - 2**63
     low, high = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max

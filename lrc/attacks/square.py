@@ -11,7 +11,7 @@ from lrc.attacks.common import Rows, attacked, laid_out_like
 from lrc.attacks.losses import fooled, margin
 from lrc.attacks.rng import image_keys, signs, uniform
 from lrc.attacks.threat_model import Ball, ball, norms, spread
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_number, check_whole
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, after which the share of pixels changed at once halves."""
@@ -56,11 +56,11 @@ def square(
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*
     (2020), algorithms 1 to 3.
     """
-    if queries < 1 or not 0 < share <= 1:
-        raise InputError(f"queries must be >= 1 and share in (0, 1], not {queries} and {share}")
-    if x.dim() != 4:
-        raise InputError(f"square needs images (n, c, h, w), not {tuple(x.shape)}")
-    with attacked(model, x, y, eps=eps) as (victim, images, labels):
+    check_whole("queries", queries, 1)
+    check_number("share", share, "(0, 1]")
+    if horizon is not None:
+        check_whole("horizon", horizon, 1)
+    with attacked(model, x, y, eps=eps, norm=norm, dims=4) as (victim, images, labels):
         found, keys = images.clone(), image_keys(images, generator)
         rows = torch.arange(len(images), device=images.device)
         loss = torch.full((len(images),), -torch.inf, device=images.device)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lrc.attacks.rng import normal, uniform
+from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
 SLACK = 1e-6  # of the radius, for the rounding of an L2 norm
@@ -86,11 +87,10 @@ def ball(x: Float[Tensor, "n *shape"], eps: float, norm: str) -> Ball:
     Raises:
         InputError: an unknown norm.
     """
+    check_choice("norm", norm, ("linf", "l2"))
     if norm == "linf":
         return Ball(x, eps, norm, *box(x, eps))
-    if norm == "l2":
-        return Ball(x, eps, norm, x.new_tensor(0.0), x.new_tensor(1.0))
-    raise InputError(f'no norm is called {norm!r}; there are "linf" and "l2"')
+    return Ball(x, eps, norm, x.new_tensor(0.0), x.new_tensor(1.0))
 
 
 def box(x: Float[Tensor, "n *shape"], eps: float) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n *shape"]]:

@@ -90,7 +90,7 @@ def evaluate(
     if not len(data) or batch_size < 1:
         raise InputError(f"{len(data)} images in batches of {batch_size}: nothing to evaluate, give at least 1 of both")
     chosen = choose(attacks, eps=eps, norm=norm)
-    check(data.float([0]), data.y[:1], eps)  # what is wrong is named before anything runs
+    check(data.float([0]), data.y[:1], eps, norm)  # what is wrong is named before anything runs
     ball(data.float([0]), eps, norm)
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
@@ -191,7 +191,7 @@ def _said(run: _Run, x: Tensor, y: Tensor, found: Any, *, name: str) -> Int64[Te
     for part in torch.arange(len(x), device=x.device).split(run.batch_size):
         a, b, labels = (t[part].to(run.device) for t in (x, x_adv, y))
         b = ball(a, run.eps, run.norm).accept(b, name=name)
-        with attacked(run.model, a, labels, eps=run.eps) as (victim, _, labels):
+        with attacked(run.model, a, labels, eps=run.eps, norm=run.norm) as (victim, _, labels):
             logits = victim.logits(b)
         if logits.shape[1] != len(run.data.classes):
             raise InputError(f"the network has {logits.shape[1]} classes, the data {len(run.data.classes)}")

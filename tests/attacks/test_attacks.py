@@ -1,5 +1,6 @@
 """FGSM, PGD and momentum FGSM against closed forms (on a linear model the best step is known), losses, bad input."""
 
+import types
 from functools import partial
 
 import pytest
@@ -116,7 +117,7 @@ def test_random_start_fills_the_ball(linear, middle):
         (dict(x=torch.full((1, 3, 4, 4), 200.0)), "divide by 255"),
         (dict(x=torch.full((1, 3, 4, 4), float("nan"))), r"must lie in \[0, 1\]"),
         (dict(eps=-0.1), "eps must be >= 0"),
-        (dict(steps=-1), "steps must be >= 0"),
+        (dict(steps=-1), "steps must be a whole number >= 0"),
         (dict(norm="l1"), "no norm is called 'l1'"),
         (dict(loss="hinge"), "no loss is called 'hinge'; there are ce, margin, dlr"),
         (dict(x=torch.full((1, 3, 4, 4), 0.5).half()), "under torch.autocast"),
@@ -125,7 +126,7 @@ def test_random_start_fills_the_ball(linear, middle):
         (dict(y=torch.tensor([0]), target=torch.tensor([5])), r"label 5 where the network has classes 0..1"),
         (dict(eps=float("inf")), "eps must be >= 0 and finite"),
         (dict(eps=float("nan")), "eps must be >= 0 and finite"),
-        (dict(restarts=0), "restarts must be >= 1"),
+        (dict(restarts=0), "restarts must be a whole number >= 1"),
     ],
 )
 def test_bad_input_is_named(linear, change, says):
@@ -140,7 +141,12 @@ def test_bad_input_is_named(linear, change, says):
     [
         (lambda x: x.flatten(1)[:, :1], "two classes or more"),
         (lambda x: x, r"not \(1, 3, 4, 4\)"),
-        (lambda x: None, "not NoneType"),
+        (lambda x: x[:, :, :1, :1], r"not \(1, 3, 1, 1\): flatten\(1\)"),
+        (lambda x: (x.flatten(1),), "not tuple"),
+        (lambda x: x.flatten(1).to(torch.cfloat), "real logits"),
+        (lambda x: types.SimpleNamespace(logits=x.flatten(1)), r"return the .logits"),
+        (lambda x: x @ torch.rand(7, 7), "the network fails on images"),
+        (lambda x: None, "not None: return one tensor"),
     ],
 )
 def test_what_is_no_classifier_is_named(output, says):
@@ -154,7 +160,7 @@ def test_what_is_no_classifier_is_named(output, says):
 
 def test_labels_and_images_must_be_as_many():
     with pytest.raises(InputError, match="2 images with 1 labels"):
-        check(torch.rand(2, 3), torch.tensor([0]), 0.1)
+        check(torch.rand(2, 3), torch.tensor([0]), 0.1, "linf")
 
 
 def test_restarts_go_on_where_an_image_is_not_fooled(middle):
@@ -276,7 +282,7 @@ def test_diverse_inputs_change_the_answer_but_not_the_ball(middle):
     plain = attack()
     diverse = attack(diversity=0.9, generator=Generator().manual_seed(0))
     assert not torch.equal(plain, diverse) and ball(x, 0.1, "linf").contains(diverse).all()
-    with pytest.raises(InputError, match="need images"):
+    with pytest.raises(InputError, match=r"must be \(n, c, h, w\)"):
         mifgsm(Linear(2, (5,)), torch.rand(1, 5), torch.tensor([0]), eps=0.1, diversity=0.5)
 
 

@@ -61,7 +61,7 @@ L2 = {"cw": partial(cw, steps=4, searches=2)}
 
 image_shapes = st.tuples(st.sampled_from([1, 3]), st.integers(3, 7), st.integers(3, 7))
 any_shapes = st.one_of(image_shapes, st.tuples(st.integers(1, 20)), st.tuples(st.integers(2, 5), st.integers(2, 5)))
-radii = st.one_of(st.floats(0, 1.5), st.floats(0, 1e-4), st.sampled_from([0.0, 8 / 255]))
+radii = st.one_of(st.floats(0, 1), st.floats(0, 1e-4), st.sampled_from([0.0, 8 / 255]))
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *ANY, *LINF, *L2])

@@ -375,15 +375,15 @@ def test_nes_estimates_the_gradient():
 @pytest.mark.parametrize(
     ("attack", "options", "says"),
     [
-        (apgd, dict(eps=0.1, steps=0), "steps and restarts must be >= 1"),
-        (apgd, dict(eps=0.1, targets=-1), "targets >= 0"),
-        (fab, dict(steps=0), "steps and restarts must be >= 1"),
+        (apgd, dict(eps=0.1, steps=0), "steps must be a whole number >= 1"),
+        (apgd, dict(eps=0.1, targets=-1), "targets must be a whole number >= 0"),
+        (fab, dict(steps=0), "steps must be a whole number >= 1"),
         (fab, dict(norm="l1"), "no norm"),
-        (square, dict(eps=0.1, queries=0), "queries must be >= 1"),
-        (square, dict(eps=0.1, share=1.5), "share in"),
+        (square, dict(eps=0.1, queries=0), "queries must be a whole number >= 1"),
+        (square, dict(eps=0.1, share=1.5), "share must be in"),
         (nes, dict(eps=0.1, samples=3), "must be even"),
-        (nattack, dict(eps=0.1, samples=1), "samples must be >= 2"),
-        (cw, dict(c=0.0), "c and rate > 0"),
+        (nattack, dict(eps=0.1, samples=1), "samples must be a whole number >= 2"),
+        (cw, dict(c=0.0), "c must be > 0"),
     ],
 )
 def test_bad_options_are_named(attack, options, says):
@@ -393,9 +393,9 @@ def test_bad_options_are_named(attack, options, says):
 
 
 def test_square_needs_images():
-    with pytest.raises(InputError, match="needs images"):
+    with pytest.raises(InputError, match=r"must be \(n, c, h, w\)"):
         square(Linear(2, (5,)), torch.rand(1, 5), torch.tensor([0]), eps=0.1)
 
 
 def test_check_knows_a_sound_batch():
-    check(torch.rand(2, 3), torch.tensor([0, 1]), 0.1)
+    check(torch.rand(2, 3), torch.tensor([0, 1]), 0.1, "l2")

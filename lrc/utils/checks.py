@@ -1,0 +1,230 @@
+"""Checks of what a user gives: networks, their outputs, images, labels, numbers.
+
+Each raises `InputError`: one line that says what is wrong, where, and how to mend it. The public functions of all rooms
+call these, so that the same mistake gets the same answer everywhere.
+"""
+
+import itertools
+import math
+import numbers
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lrc.utils.errors import InputError
+
+FLOATS = (torch.float32, torch.float64)
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+CLOSE = 1e-3  # outside [0, 1] by less than this: rounding; by more: other units
+SUM = 1e-4  # what rounding may add to probabilities that sum to one
+
+
+def check_number(name: str, value: object, interval: str = "[0, inf)") -> None:
+    """Refuses what is no real number in the interval, which is written as in mathematics.
+
+    >>> check_number("share", 1.5, "(0, 1]")
+    Traceback (most recent call last):
+    lrc.utils.errors.InputError: share must be in (0, 1], not 1.5
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    v = _real(value)
+    ends = (v == low and interval[0] == "[") or (v == high and interval[-1] == "]")
+    if not (low < v < high or ends):
+        sign = ">=" if interval[0] == "[" else ">"
+        wanted = f"{sign} {low:g} and finite" if high == math.inf else f"in {interval}"
+        raise InputError(f"{name} must be {wanted}, not {_named(value)}")
+
+
+def check_whole(name: str, value: object, least: int = 0) -> None:
+    """Refuses what is no whole number, or less than `least`."""
+    if not isinstance(value, numbers.Integral) or not _real(value) >= least:
+        raise InputError(f"{name} must be a whole number >= {least}, not {_named(value)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuses what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {_named(value)}")
+
+
+def check_choice(kind: str, value: object, known: Collection[str]) -> None:
+    """Refuses a name that is not among those known; `kind` says what it would name ("norm")."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"no {kind} is called {_named(value)}; there are {', '.join(known)}")
+
+
+def check_generator(generator: object) -> None:
+    """Refuses what is neither None nor a `torch.Generator`."""
+    if generator is not None and not isinstance(generator, Generator):
+        raise InputError(
+            f"generator must be a torch.Generator, not {_named(generator)}: torch.Generator().manual_seed(0), say"
+        )
+
+
+def check_network(model: object) -> None:
+    """Refuses what is no `torch.nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the network must be a torch.nn.Module, not {_named(model)}")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuses what is no ordinary tensor: dense, with its values in memory."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} must be a torch.Tensor, not {_named(value)}: torch.as_tensor makes one of an array")
+    if value.layout is not torch.strided or value.is_meta or value.is_nested or value.is_quantized:
+        raise InputError(f"{name} must be an ordinary dense tensor, not sparse, nested, quantized or on device meta")
+
+
+def check_images(x: Any, *, dims: int | None = None) -> None:
+    """Refuses images that are not float32 or float64 (n, ...) in [0, 1].
+
+    Args:
+        x: images.
+        dims: number of dimensions that they must have, that of the batch included; None: 2 or more.
+    """
+    check_tensor("images", x)
+    if x.dtype not in FLOATS:
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        mend = "for half precision run under torch.autocast" if half else "x.float() / 255 makes them of bytes"
+        raise InputError(f"images must be float32 or float64, not {x.dtype}: {mend}")
+    if x.dim() < 2 or (dims is not None and x.dim() != dims):
+        shape = "(n, c, h, w)" if dims == 4 else "(n, ...)"
+        raise InputError(f"images must be {shape}, not {tuple(x.shape)}: put one image into a batch with x[None]")
+    if not x[:1].numel() and len(x):
+        raise InputError(f"images {tuple(x.shape)} have no pixels: give at least one")
+    if len(x):
+        low, high = x.amin().item(), x.amax().item()
+        if not (low >= 0 and high <= 1):
+            mend = "divide by 255, and put normalization inside the model (lrc.models.Normalize)"
+            if -CLOSE <= low and high <= 1 + CLOSE:
+                mend = "x.clamp(0, 1) cuts off what rounding added"
+            raise InputError(f"images must lie in [0, 1], these in [{low:.9g}, {high:.9g}]: {mend}")
+
+
+def check_labels(y: Any, count: int, *, name: str = "labels", classes: int | None = None) -> None:
+    """Refuses labels that are not one whole number >= 0 for each of `count` images, below `classes` if given."""
+    check_tensor(name, y)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"{name} must be whole numbers, not {y.dtype}: y.long() if they are numbers of classes")
+    if y.dim() != 1:
+        mend = "y.squeeze(1) makes them of a column, y.argmax(1) of one-hot rows"
+        raise InputError(f"{name} must be (n,), one for each image, not {tuple(y.shape)}: {mend}")
+    if len(y) != count:
+        raise InputError(f"{count} images with {len(y)} {name}: give one for each image")
+    if len(y):
+        y = y.long()
+        low, high = int(y.amin()), int(y.amax())
+        if low < 0:
+            raise InputError(f"{name} must be >= 0, not {low}: number the classes from 0")
+        if classes is not None and high >= classes:
+            raise InputError(f"label {high} among the {name}, where the network has classes 0..{classes - 1}")
+
+
+def check_radius(eps: Any, norm: object, x: Tensor) -> None:
+    """Refuses a radius below 0, or beyond which there is nothing: images in [0, 1] are no farther from each other.
+
+    Args:
+        eps: radius, in units of a pixel.
+        norm: "linf" or "l2"; another is refused too.
+        x: images (n, ...).
+    """
+    check_choice("norm", norm, ("linf", "l2"))
+    check_number("eps", eps)
+    most = 1.0 if norm == "linf" else math.sqrt(x.shape[1:].numel())
+    if eps > most * (1 + 1e-9):
+        raise InputError(
+            f"eps = {eps:g} is too large: images in [0, 1] lie within {most:g} of each other ({norm}); "
+            f"did you mean {eps:g}/255?"
+        )
+
+
+def check_logits(z: object, count: int, *, classes: int | None = None) -> Tensor:
+    """The outputs of a network for `count` images, as they are, if they are logits (n, classes).
+
+    Args:
+        z: outputs.
+        count: n.
+        classes: number that there must be; None: two or more.
+
+    Warns:
+        RuntimeWarning: all are >= 0 and sum to one for each of several images: probabilities, whose gradient fades.
+    """
+    wanted = f"of {classes} classes" if classes is not None else "of two classes or more"
+    if not isinstance(z, Tensor):
+        mend = "return the .logits of it" if hasattr(z, "logits") else "return one tensor"
+        raise InputError(f"the network must give logits (n, classes) {wanted}, not {_named(z)}: {mend}")
+    if z.dim() != 2 or len(z) != count or z.shape[1] < 2 or classes not in (None, z.shape[1]):
+        mend = ": flatten(1) makes them of it" if z.dim() > 2 and z.shape[2:].numel() == 1 else ""
+        raise InputError(f"the network must give logits ({count}, classes) {wanted}, not {tuple(z.shape)}{mend}")
+    if z.is_complex():
+        raise InputError(f"the network must give real logits, not {z.dtype}")
+    if _probabilities(z.detach()):
+        warnings.warn(
+            "the outputs are >= 0 and sum to one: probabilities, it seems, whose gradients fade: leave out the softmax",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return z
+
+
+@contextmanager
+def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """While the network runs on x: an error of its own code becomes one line that says what it was given.
+
+    Raises:
+        InputError: from the error; running out of memory is left as it is.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except MISTAKES as error:
+        raise InputError(_why(model, x, error)) from error
+
+
+def _why(model: nn.Module, x: Tensor, error: Exception) -> str:
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    dtypes, devices = {t.dtype for t in tensors}, {t.device for t in tensors}
+    if dtypes and x.dtype not in dtypes:
+        return f"the network is {_listed(dtypes)}, the images {x.dtype}: model.to({x.dtype}) brings it to their type"
+    if devices and x.device not in devices:
+        return f"the network is on {_listed(devices)}, the images on {x.device}: model.to({str(x.device)!r}) moves it"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[-1 if "TorchScript" in lines[0] else 0][:300]
+    return f"the network fails on images {tuple(x.shape)} of {x.dtype}: {reason}"
+
+
+def _listed(things: Collection[object]) -> str:
+    return " and ".join(sorted(map(str, things)))
+
+
+def _probabilities(z: Tensor) -> bool:
+    """Rows of numbers >= 0 that sum to one; zeros and ones alone, or a single row, may be so by chance."""
+    if len(z) < 2 or not z.is_floating_point():
+        return False
+    return bool((z >= 0).all() & ((z.sum(1) - 1).abs() < SUM).all() & (z != z.round()).any())
+
+
+def _real(value: Any) -> float:
+    """A real number as a float; NaN for all else."""
+    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+
+
+def _named(value: object) -> str:
+    """Numbers, strings and None as they are written; of anything else the type."""
+    if value is None or isinstance(value, str | numbers.Number):
+        return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
