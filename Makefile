@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks format store check zoo runs studies architectures constraints clean
+.PHONY: help book html test lint types units notebooks coverage wheel format store check zoo runs studies architectures constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -26,7 +26,11 @@ book: $(READY)  ## execute all chapters in PROFILE, print the scorecard, build t
 html: $(READY)  ## build the pages from the stored outputs, without executing anything
 	@$(BIN)/python tools/chapters.py stage _build/stored && $(call pages,_build/stored)
 
-test: lint types units notebooks  ## lint, types, doctests and tests, chapters as tests; each of the four is a target too
+test: $(READY)  ## lint, types, doctests and tests, chapters as tests; each of the four is a target too
+	@status=0; for part in lint types units notebooks; do \
+		start=$$(date +%s); $(MAKE) --no-print-directory $$part || status=1; \
+		took="$$took$$(printf '%-10s %5d s' $$part $$(($$(date +%s) - start)))\n"; \
+	done; printf "\n$$took"; exit $$status
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -40,6 +44,15 @@ units: $(READY)
 
 notebooks: $(READY)
 	$(PYTEST) --nbval book
+
+coverage: $(READY)  ## which lines and branches of the package no test reaches; 95 % or more must be
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+wheel: $(READY)  ## build the wheel, and try it alone: README's first lines and `lrc zoo list` from an empty folder
+	rm -rf dist _build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(PYTHON) -m venv _build/wheel && _build/wheel/bin/pip install -q -c constraints.txt dist/*.whl
+	mkdir _build/wheel/empty && awk '/^```python/ {on = 1; next} /^```/ {on = 0} on' README.md > _build/wheel/readme.py
+	cd _build/wheel/empty && ../bin/python -I ../readme.py && ../bin/lrc zoo list
 
 format: $(READY)  ## bring code and notebooks into the one format
 	$(BIN)/ruff check --fix
@@ -72,7 +85,7 @@ constraints:  ## bring constraints.txt up to date from a fresh environment
 	mv _build/constraints.txt constraints.txt && rm -rf _build/fresh
 
 clean:  ## remove what was built, except environment and trained networks
-	rm -rf $(addprefix _build/,quick cifar paper stored fresh) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist $(addprefix _build/,quick cifar paper stored fresh wheel) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The folder of a staged book; says where its first page is.
 define pages
