@@ -1,30 +1,23 @@
-"""The commands that look at networks and data, and the entry point."""
+"""The commands that look at networks and data, and the entry point.
 
-import importlib
+What a command needs is imported when it runs: help, lists and refusals do not wait for PyTorch.
+"""
+
 import sys
 import warnings
-from functools import partial
-from json import loads
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import load_file
-from torch import Generator, nn
 
 import lrc
-from lrc.attacks import pgd
-from lrc.data import Images
-from lrc.data.cache import folder
-from lrc.experiments import zoo
 from lrc.experiments.recipe import EPS, number, radius
-from lrc.models import build
-from lrc.utils.devices import device
 from lrc.utils.errors import InputError
-from lrc.utils.files import write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SOURCES = "cifar10, cifar20, cifar100, shapes, stl10, stl10-as-cifar10, entity13, entity30, living17, nonliving26"
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",
@@ -41,9 +34,7 @@ Model = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
-Data = Annotated[
-    str, typer.Option(help=f"Test images: {', '.join(lrc.data.SOURCES)}, or a folder; the recipe's by default.")
-]
+Data = Annotated[str, typer.Option(help=f"Test images: {SOURCES}, or a folder; the recipe's by default.")]
 
 
 @app.command()
@@ -55,6 +46,14 @@ def inspect(
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
 ) -> None:
     """Is it robust, and do its classes cluster? Accuracy, contrast of C, permutation test, and the tree cut in two."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.table import Table
+    from torch import Generator
+
+    from lrc.attacks import pgd
+
     network, test, source = _subject(model, weights, data, count)
     if test.hierarchy is None:
         raise InputError(f"{source} has no superclasses to compare with")
@@ -97,6 +96,11 @@ def evaluate(
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
 ) -> None:
     """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
+    from rich.console import Console
+    from torch import Generator
+
+    from lrc.utils.files import write_text
+
     radius = number(eps)
     if json is not None and not json.absolute().parent.is_dir():  # before hours of attacks, not after
         raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
@@ -114,8 +118,10 @@ def evaluate(
 
 
 @app.command("data")
-def data_command(name: Annotated[str, typer.Argument(help=f"{', '.join(lrc.data.SOURCES)}, or a folder.")]) -> None:
+def data_command(name: Annotated[str, typer.Argument(help=f"{SOURCES}, or a folder.")]) -> None:
     """Find a data set (download and decode it if need be), and say what is in it."""
+    from lrc.data.cache import folder
+
     for split in ("train", "test"):
         found = lrc.data.named(name, split)
         print(f"{name} {split}: {found}")
@@ -128,6 +134,11 @@ def list_command() -> None:
 
     Attacks are Linf, of the radius eps. Where the terminal is narrow `about` is cut: `show` has it whole.
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from lrc.experiments import zoo
+
     table = Table(box=None, expand=True)
     table.add_column("name", no_wrap=True)
     for header in ("eps", "clean", "PGD-20", "AutoAttack"):
@@ -145,6 +156,10 @@ def list_command() -> None:
 @zoo_app.command()
 def show(name: str) -> None:
     """Recipe and figures of one network, as JSON."""
+    from rich.console import Console
+
+    from lrc.experiments import zoo
+
     Console().print_json(data=zoo.info(name))
 
 
@@ -158,12 +173,14 @@ def make(
     judged: Annotated[int, typer.Option(min=1, help="Of these, images for AutoAttack and signs of masking.")] = 1000,
 ) -> None:
     """Train networks by their recipes, measure them, and write figures, and weights to be shipped, into the package."""
+    from lrc.experiments import zoo
+
     for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
         figures = zoo.make(name, work=work, images=images, judged=judged, progress=sys.stderr.isatty())["figures"]
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
 
 
-def _subject(model: str, weights: Path | None, data: str, count: int) -> tuple[nn.Module, Images, str]:
+def _subject(model: str, weights: Path | None, data: str, count: int) -> "tuple[nn.Module, lrc.Images, str]":
     """The network that the user named, some test images for it, and the name of their data set."""
     network, options = _network(model, weights)
     if data == "stl10" and options.get("name", data) != data:
@@ -175,8 +192,11 @@ def _subject(model: str, weights: Path | None, data: str, count: int) -> tuple[n
     return network, test.subset(min(count, len(test))), source
 
 
-def _network(model: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+def _network(model: str, weights: Path | None) -> "tuple[nn.Module, dict[str, Any]]":
     """The network that the user named, in eval mode; name and options of the data set it was trained on, if known."""
+    from lrc.experiments import zoo
+    from lrc.utils.devices import device
+
     if ":" in model and not Path(model).is_dir():
         return _own(model, weights).to(device()).eval(), {}
     if weights is not None:
@@ -191,10 +211,18 @@ def _network(model: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any
     return network, {k: v for k, v in section.items() if k not in ("validation", "limit")}
 
 
-def _trained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _trained(folder: Path) -> "tuple[nn.Module, dict[str, Any]]":
     """The network in a folder that `lrc train` wrote, and the section of its data."""
+    import json
+
+    import torch
+    from safetensors.torch import load_file
+
+    from lrc.models import build
+    from lrc.utils.devices import device
+
     try:
-        config = loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         options = dict(config["network"])
         network = build(options.pop("name"), **options)
         network.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -207,8 +235,13 @@ def _trained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.to(memory_format=torch.channels_last).to(device()).eval(), section
 
 
-def _own(model: str, weights: Path | None) -> nn.Module:
+def _own(model: str, weights: Path | None) -> "nn.Module":
     """What the user's function builds, with weights from their file, if any."""
+    import importlib
+
+    from safetensors.torch import load_file
+    from torch import nn
+
     module, _, function = model.partition(":")
     if not module or not function:
         raise InputError(f"{model!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
