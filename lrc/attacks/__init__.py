@@ -12,15 +12,11 @@ does not.
 from lrc.attacks.apgd import apgd
 from lrc.attacks.autoattack import Verdicts, autoattack
 from lrc.attacks.cw import cw
+from lrc.attacks.evolution import nattack, nes
 from lrc.attacks.fab import fab
-from lrc.attacks.fgsm import fgsm
-from lrc.attacks.linbp import linbp, linear_backward
-from lrc.attacks.mifgsm import mifgsm
-from lrc.attacks.nattack import nattack
-from lrc.attacks.nes import nes
-from lrc.attacks.pgd import pgd
-from lrc.attacks.sgm import sgm, skip_gradient
+from lrc.attacks.pgd import fgsm, mifgsm, pgd
 from lrc.attacks.square import square
+from lrc.attacks.transfer import linbp, linear_backward, sgm, skip_gradient
 
 __all__ = [
     "Verdicts",

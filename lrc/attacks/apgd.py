@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
-from lrc.attacks.losses import Loss, fooled, likely_targets, loss_function, true_label
+from lrc.attacks.losses import Loss, fooled, lead, likely_targets, loss_function, true_label
 from lrc.attacks.rng import image_keys
 from lrc.attacks.threat_model import Ball, ball, spread, unit
 from lrc.utils.checks import check_flag, check_whole
@@ -44,13 +44,13 @@ def apgd(
         targets: number of targeted runs, toward the likeliest wrong classes in turn, or toward all there are if
             fewer; with "dlr" and 9 this is the targeted APGD-DLR of AutoAttack. 0: one untargeted run.
         restarts: how often all runs are repeated from other random starts.
-        until_fooled: an image's search ends as soon as it is misclassified, whatever the run. Otherwise each runs all
-            its steps, and the last run's image of largest loss is returned.
+        until_fooled: an image's search ends as soon as it is misclassified, whatever the run. Otherwise all runs are
+            made to their end.
         generator: of the random starts, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
-        For each image the first point found that fools the model, else the last run's point of largest loss; in the
-        ball and in [0, 1] to the last bit.
+        For each image the first point found that fools the model, if it may stop there. Else each run's point of
+        largest loss, and of these the one where a wrong class leads by most. In the ball and in [0, 1] to the last bit.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`, or steps < 1.
@@ -69,13 +69,16 @@ def apgd(
     with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         balls, keys, found = ball(images, eps, norm), image_keys(images, generator), images.clone()
         logits = victim.logits(images)
+        most = torch.full((len(images),), -torch.inf, dtype=logits.dtype, device=images.device)
         left = (~fooled(logits, labels)).nonzero().squeeze(1)
         for draw, goals in enumerate(_runs(logits, labels, targets=targets, restarts=restarts)):
             if not len(left):
                 break
             begin = balls[left].sample(keys[left], draw=2 * draw)
             state = _start(victim, begin, goals[left], inside=balls[left], loss=objective)
-            found[left], hit = _run(victim, state, steps=steps, loss=objective, until_fooled=until_fooled)
+            z, ahead, hit = _run(victim, state, steps=steps, loss=objective, until_fooled=until_fooled)
+            better = hit | (ahead > most[left])
+            found[left[better]], most[left[better]] = z[better], ahead[better]
             left = left[~hit]
     return laid_out_like(x, found)
 
@@ -113,6 +116,7 @@ class _State(Rows):
     halved: Bool[Tensor, "n"]  # at the last checkpoint
     mark: Float[Tensor, "n"]  # the best loss at the last checkpoint
     hit: Bool[Tensor, "n"]  # z fools the model
+    best_lead: Float[Tensor, "n"]  # of the best wrong class at the best point: comparable between targets
 
 
 def _runs(logits: Tensor, y: Tensor, *, targets: int, restarts: int) -> Iterator[Tensor]:
@@ -130,15 +134,15 @@ def _start(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, loss: Loss) ->
     rows = torch.arange(len(z), device=z.device)
     step = torch.full_like(values, 2 * inside.eps, dtype=z.dtype)
     here, still = (z, gradient, values), torch.zeros_like(rows, dtype=torch.bool)
-    hit = fooled(logits, true_label(y))
-    return _State(rows, inside, y, z, z, *here[1:], *here, step, torch.zeros_like(rows), still, values, hit)
+    hit, ahead = fooled(logits, true_label(y)), lead(logits, true_label(y))
+    return _State(rows, inside, y, z, z, *here[1:], *here, step, torch.zeros_like(rows), still, values, hit, ahead)
 
 
 def _run(
     victim: Victim, state: _State, *, steps: int, loss: Loss, until_fooled: bool
-) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, "n"]]:
-    """Image found for each row, and whether the search may end for it."""
-    found, hit = state.z.clone(), torch.zeros_like(state.hit)
+) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"], Bool[Tensor, "n"]]:
+    """Image found for each row, how far the best wrong class is ahead there, and whether the search may end for it."""
+    found, ahead, hit = state.z.clone(), state.best_lead.clone(), torch.zeros_like(state.hit)
     last = 0
     judged = set(checkpoints(steps))
     for k in range(steps + 1):
@@ -152,8 +156,8 @@ def _run(
             break
         if k in judged:
             state, last = _judge(state, gap=k - last), k
-    found[state.row] = state.best
-    return found, hit
+    found[state.row], ahead[state.row] = state.best, state.best_lead
+    return found, ahead, hit
 
 
 def _advance(victim: Victim, s: _State, *, momentum: float, loss: Loss) -> _State:
@@ -165,16 +169,17 @@ def _advance(victim: Victim, s: _State, *, momentum: float, loss: Loss) -> _Stat
     rises = s.rises + (values > s.loss)
     better = values > s.best_loss
     s = replace(s, z=z, before=s.z, gradient=gradient, loss=values, rises=rises, hit=fooled(logits, true_label(s.y)))
-    return _keep_best(s, better)
+    return _keep_best(s, better, lead(logits, true_label(s.y)))
 
 
-def _keep_best(s: _State, better: Tensor) -> _State:
+def _keep_best(s: _State, better: Tensor, ahead: Tensor) -> _State:
     wide = spread(better, s.z)
     return replace(
         s,
         best=torch.where(wide, s.z, s.best),
         best_gradient=torch.where(wide, s.gradient, s.best_gradient),
         best_loss=torch.where(better, s.loss, s.best_loss),
+        best_lead=torch.where(better, ahead, s.best_lead),
     )
 
 

@@ -34,6 +34,8 @@ __all__ = [
     "check",
     "input_gradient",
     "laid_out_like",
+    "pulled_back",
+    "step_length",
     "loss_function",
     "margin",
     "norms",
@@ -186,11 +188,18 @@ def ascent(
         if not isinstance(values, Tensor) or values.shape != y.shape[:1]:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(f'the loss must give one value an image, ({len(y)},), not {shape}: reduction="none"')
-        if not values.requires_grad:
-            return torch.zeros_like(x), values, z
-        with explained(victim, x):
-            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True, materialize_grads=True)
-    return gradient, values.detach(), z.detach()
+    return pulled_back(victim, values, x), values.detach(), z.detach()
+
+
+def pulled_back(
+    victim: nn.Module, values: Float[Tensor, "n"], x: Float[Tensor, "n *shape"], *, keep: bool = False
+) -> Float[Tensor, "n *shape"]:
+    """Gradient by x of the sum of the values, 0 where they do not depend on x; `keep` the graph for another."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    with torch.enable_grad(), explained(victim, x):
+        total = values.sum()
+        return torch.autograd.grad(total, x, retain_graph=keep, allow_unused=True, materialize_grads=True)[0]
 
 
 def input_gradient(

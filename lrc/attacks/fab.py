@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
+from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like, pulled_back
 from lrc.attacks.losses import fooled, likely_targets, pick, true_label
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import SLACK, ball, distance, spread, unit, within
@@ -181,24 +181,22 @@ def _boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tenso
             victim, z, y, loss=lambda out, pair: pick(out, pair[:, 1]) - pick(out, pair[:, 0])
         )
         return gap.to(z.dtype), gradient, fooled(logits, true_label(y))
-    logits, jacobian = _jacobian(victim, z)
-    rows = torch.arange(len(z), device=z.device)
-    gaps = (logits - pick(logits, y)[:, None]).to(z.dtype)
-    gradients = jacobian - jacobian[rows, y][:, None]
-    dual = torch.linalg.vector_norm(gradients.flatten(2), 1 if norm == "linf" else 2, dim=2)
-    away = (gaps.abs() / dual.clamp(min=1e-12)).scatter(1, y[:, None], torch.inf)
-    nearest = away.argmin(1)
-    return gaps[rows, nearest], gradients[rows, nearest], fooled(logits, y)
+    return _nearest_boundary(victim, z, y, norm=norm)
 
 
-def _jacobian(
-    victim: Victim, z: Float[Tensor, "n *shape"]
-) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n classes *shape"]]:
+def _nearest_boundary(victim: Victim, z: Tensor, y: Tensor, *, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_boundary`, over all classes: one backward pass after the other, so that memory does not grow with them."""
+    gap, slope = torch.zeros(len(z), dtype=z.dtype, device=z.device), torch.zeros_like(z)
+    least = torch.full_like(gap, torch.inf)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         logits = victim(z)
-        if not logits.requires_grad:
-            return logits, logits.new_zeros(*logits.shape, *z.shape[1:])
-        units = torch.eye(logits.shape[1], dtype=logits.dtype, device=z.device)[:, None].expand(-1, len(z), -1)
-        (rows,) = torch.autograd.grad(logits, z, units, is_grads_batched=True)
-    return logits.detach(), rows.transpose(0, 1)
+        gaps = (logits - pick(logits, y)[:, None]).to(z.dtype)
+    for k in range(gaps.shape[1]):
+        gradient = pulled_back(victim, gaps[:, k], z, keep=True)
+        dual = torch.linalg.vector_norm(gradient, 1 if norm == "linf" else 2, within(z))
+        away = (gaps[:, k].detach().abs() / dual.clamp(min=1e-12)).where(y != k, torch.inf)
+        nearer = away < least
+        least, gap = torch.where(nearer, away, least), torch.where(nearer, gaps[:, k].detach(), gap)
+        slope = torch.where(spread(nearer, z), gradient, slope)
+    return gap, slope, fooled(logits.detach(), y)

@@ -87,9 +87,15 @@ def pick(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tenso
 
 def fooled(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Bool[Tensor, "n"]:
     """Whether an attack has what it wants: another class than y (targeted: the target), or logits not finite."""
-    said = logits.argmax(1)
-    wanted = said != y if y.dim() == 1 else said == y[:, 1]
+    predicted = logits.argmax(1)
+    wanted = predicted != y if y.dim() == 1 else predicted == y[:, 1]
     return wanted | ~logits.isfinite().all(1)
+
+
+def lead(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Float[Tensor, "n"]:
+    """The lead of what an attack wants: the best wrong class over y, the target over the rest; inf if not finite."""
+    ahead = margin(logits, y) if y.dim() == 1 else targeted_margin(logits, y)
+    return torch.where(logits.isfinite().all(1), ahead, torch.inf)
 
 
 def true_label(y: Int[Tensor, "n *pair"]) -> Int[Tensor, "n"]:

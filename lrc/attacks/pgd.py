@@ -1,14 +1,14 @@
-"""Projected gradient descent."""
+"""Gradient attacks with a fixed step: FGSM, PGD, and momentum iterative FGSM with diverse inputs."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like, step_length
-from lrc.attacks.losses import Loss, fooled, loss_function
-from lrc.attacks.rng import image_keys
-from lrc.attacks.threat_model import Ball, ball, unit
-from lrc.utils.checks import check_flag, check_tensor, check_whole
+from lrc.attacks.losses import Loss, fooled, lead, loss_function
+from lrc.attacks.rng import image_keys, uniform
+from lrc.attacks.threat_model import Ball, ball, spread, unit, within
+from lrc.utils.checks import check_flag, check_number, check_tensor, check_whole
 from lrc.utils.errors import InputError
 
 
@@ -48,7 +48,8 @@ def pgd(
             (`lrc.attacks.rng`). Absent, every call draws anew.
 
     Returns:
-        The last iterate of the last run made, in the ball and in [0, 1] to the last bit, on the device of x.
+        The last iterate; of several runs that of the first one that fools the model, else the one where a wrong class
+        (the target) leads by most. In the ball and in [0, 1] to the last bit, on the device of x.
 
     Raises:
         InputError: x not in [0, 1] or in half precision, labels out of range, eps negative, steps < 0,
@@ -80,17 +81,119 @@ def pgd(
         balls = ball(images, eps, norm)
         keys = image_keys(images, generator) if random_start and start is None else None
         origin = images if start is None else balls.project(start.detach().to(images))
-        found = images.clone()
-        left = torch.arange(len(images), device=images.device)
+        found, left = images.clone(), torch.arange(len(images), device=images.device)
+        most = torch.full((len(images),), -torch.inf, device=images.device)
         for restart in range(restarts):
             inside, goals = (balls, labels) if restart == 0 else (balls[left], labels[left])
             begin = origin[left] if keys is None else inside.sample(keys[left], draw=2 * restart)
-            found[left] = _walk(victim, begin, goals, inside=inside, steps=steps, step=length, loss=objective)
-            if restart + 1 < restarts:
-                left = left[~fooled(victim.logits(found[left]), goals)]
+            z = _walk(victim, begin, goals, inside=inside, steps=steps, step=length, loss=objective)
+            if restarts == 1:
+                found = z
+                break
+            logits = victim.logits(z)
+            hit, ahead = fooled(logits, goals), lead(logits, goals).to(most.dtype)
+            better = hit | (ahead > most[left])
+            found[left[better]], most[left[better]] = z[better], ahead[better]
+            left = left[~hit]
             if not len(left):
                 break
     return laid_out_like(x, found)
+
+
+def fgsm(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float,
+    loss: str | Loss = "ce",
+    random_start: bool = False,
+    target: Int[Tensor, "n"] | None = None,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """One signed gradient step of length eps from x, or one of 1.25 eps from a random point of the ball.
+
+    Args:
+        random_start: the second of these.
+        model, x, y, eps, loss, target, generator: as in `lrc.attacks.pgd`, as are the image returned and the errors.
+
+    Source: Goodfellow et al., *Explaining and harnessing adversarial examples* (2015); the random start and its step:
+    Wong et al., *Fast is better than free* (2020).
+    """
+    check_flag("random_start", random_start)
+    check_number("eps", eps)
+    return pgd(
+        model,
+        x,
+        y,
+        eps=eps,
+        steps=1,
+        step=1.25 * eps if random_start else eps,
+        loss=loss,
+        random_start=random_start,
+        target=target,
+        generator=generator,
+    )
+
+
+def mifgsm(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float,
+    steps: int = 10,
+    step: float | None = None,
+    decay: float = 1.0,
+    diversity: float = 0.0,
+    smallest: float = 0.9,
+    norm: str = "linf",
+    loss: str | Loss = "ce",
+    target: Int[Tensor, "n"] | None = None,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """Images within eps of x on which the loss is large, by steps along an accumulated gradient.
+
+    The steps go along g, where ``g <- decay g + gradient / |gradient|_1`` before each.
+
+    Args:
+        model, x, y, eps, norm, loss, target: as in `lrc.attacks.pgd`.
+        steps: number of steps, from x.
+        step: length of one, in the units of eps; eps / steps by default.
+        decay: mu of the paper; 1 is MI-FGSM, 0 is iterative FGSM.
+        diversity: probability, at each step, that an image's gradient is taken at a shrunken copy of it, put somewhere
+            on black (DI); x are then images (n, c, h, w).
+        smallest: size that such a copy has at least, as a part of the whole, in (0, 1].
+        generator: of these copies, each image's of its own (`lrc.attacks.rng`).
+
+    Returns:
+        The last iterate, in the ball and in [0, 1] to the last bit.
+
+    Raises:
+        InputError: as in `lrc.attacks.pgd`; steps < 0, a diversity outside [0, 1], a `smallest` outside (0, 1], or a
+            diversity where x are not images.
+
+    Warns:
+        RuntimeWarning: the network gave NaN or infinite logits.
+
+    Source: Dong et al., *Boosting adversarial attacks with momentum* (2018), algorithm 1; Xie et al., *Improving
+    transferability of adversarial examples with input diversity* (2019), section 3.2, here with sizes that need not be
+    whole and bilinear interpolation.
+    """
+    check_whole("steps", steps)
+    check_number("decay", decay)
+    check_number("diversity", diversity, "[0, 1]")
+    check_number("smallest", smallest, "(0, 1]")
+    objective, length = loss_function(loss, targeted=target is not None), step_length(step, eps, steps=steps)
+    with attacked(model, x, y, eps=eps, norm=norm, target=target, dims=4 if diversity else None) as (victim, z, labels):
+        inside, keys, slope = ball(z, eps, norm), image_keys(z, generator), torch.zeros_like(z)
+        for turn in range(steps):
+            seen = _Diverse(victim, keys, turn, diversity, smallest) if diversity else victim
+            gradient = input_gradient(seen, z, labels, loss=objective)
+            size = gradient.abs().sum(within(z))
+            slope = decay * slope + torch.where(spread(size > 0, z), gradient / spread(size, z), 0.0)
+            z = inside.project(z + length * unit(slope, norm))
+    return laid_out_like(x, z)
 
 
 def _check_start(start: Tensor, x: Tensor) -> None:
@@ -107,3 +210,38 @@ def _walk(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, steps: int, ste
         gradient = input_gradient(victim, z, y, loss=loss)
         z = inside.project(z + step * unit(gradient, inside.norm))
     return z
+
+
+class _Diverse(nn.Module):
+    """The model behind a random shrinking of each image, other ones at each turn."""
+
+    def __init__(self, victim: nn.Module, keys: Tensor, turn: int, diversity: float, smallest: float) -> None:
+        super().__init__()
+        self.victim, self.numbers = victim, uniform(keys, (4,), draw=turn)
+        self.diversity, self.smallest = diversity, smallest
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        chance, size, down, right = self.numbers.unbind(1)
+        size = torch.where(chance < self.diversity, self.smallest + (1 - self.smallest) * size, 1.0)
+        return self.victim(shrink(x, size, down=down, right=right))
+
+
+def shrink(
+    x: Float[Tensor, "n c h w"], size: Float[Tensor, "n"], *, down: Float[Tensor, "n"], right: Float[Tensor, "n"]
+) -> Float[Tensor, "n c h w"]:
+    """Each image shrunken to `size` of itself, on black; `down` and `right` in [0, 1] say where in the room left."""
+    rows, columns = _places(x.shape[2], size, down), _places(x.shape[3], size, right)
+    grid = torch.stack(
+        [
+            columns[:, None, :].expand(-1, x.shape[2], -1),
+            rows[:, :, None].expand(-1, -1, x.shape[3]),
+        ],
+        dim=3,
+    )
+    return nn.functional.grid_sample(x, grid.to(x), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _places(length: int, size: Tensor, shift: Tensor) -> Tensor:
+    """Where in the whole image, in [-1, 1], each pixel of the shrunken one's canvas looks."""
+    centres = (torch.arange(length, device=size.device) + 0.5) / length
+    return 2 * (centres - (shift * (1 - size))[:, None]) / size[:, None] - 1

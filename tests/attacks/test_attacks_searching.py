@@ -263,7 +263,9 @@ def test_a_checkpoint_halves_the_step_where_steps_fail_or_the_best_stands_still(
     rises, halved = torch.tensor([9, 7, 9, 9]), torch.tensor([False, False, False, True])
     best, mark, where = torch.tensor([2.0, 2.0, 1.0, 1.0]), v, torch.zeros(4, 2)
     rows = torch.arange(4)
-    state = _Walk(rows, ball(x, 0.1, "linf"), rows, x, x, x, 0 * v, where, where, best, v, rises, halved, mark, halved)
+    state = _Walk(
+        rows, ball(x, 0.1, "linf"), rows, x, x, x, 0 * v, where, where, best, v, rises, halved, mark, halved, v
+    )
     judged = _judge(state, gap=10)
     assert judged.step.tolist() == [1.0, 0.5, 0.5, 1.0] and judged.halved.tolist() == [False, True, True, False]
     assert torch.equal(judged.z[1:3], where[1:3]) and torch.equal(judged.z[[0, 3]], x[[0, 3]])

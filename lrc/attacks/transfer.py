@@ -1,13 +1,14 @@
-"""Linear backpropagation: a transfer attack that takes ReLU for linear on the way back."""
+"""Transfer attacks: iterative FGSM on a network with another backward pass, whose examples fool other networks."""
 
 import operator
+from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Generator, Tensor, fx, nn
+from torch import Tensor, fx, nn
 
-from lrc.attacks.graphs import Residual, Wiring, fork, join, linear_relu
-from lrc.attacks.losses import Loss
-from lrc.attacks.mifgsm import mifgsm
+from lrc.attacks.graphs import Residual, Wiring, fork, join, linear_relu, scale_gradient
+from lrc.attacks.pgd import mifgsm
+from lrc.utils.checks import check_network, check_number, check_whole
 from lrc.utils.errors import InputError
 
 
@@ -18,14 +19,8 @@ def linbp(
     *,
     eps: float,
     start: int | str = 0,
-    steps: int = 10,
-    step: float | None = None,
     decay: float = 0.0,
-    diversity: float = 0.0,
-    norm: str = "linf",
-    loss: str | Loss = "ce",
-    target: Int[Tensor, "n"] | None = None,
-    generator: Generator | None = None,
+    **options: Any,
 ) -> Float[Tensor, "n *shape"]:
     """Images within eps of x for fooling *other* networks: iterative FGSM on `linear_backward(model, start=start)`.
 
@@ -33,28 +28,41 @@ def linbp(
         model: the network at hand; one that torch.fx can trace.
         start: see `linear_backward`.
         decay: 1 for the momentum of MI-FGSM.
-        diversity: probability of a diverse input (DI) at each step.
-        x, y, eps, steps, step, norm, loss, target, generator: as in `lrc.attacks.mifgsm`, as is the image returned.
+        x, y, eps, options: as in `lrc.attacks.mifgsm`, as is the image returned.
 
     Raises:
         InputError: as in `lrc.attacks.mifgsm` and `linear_backward`.
 
     Source: Guo et al., *Backpropagating linearly improves transferability of adversarial examples* (2020).
     """
-    return mifgsm(
-        linear_backward(model, start=start),
-        x,
-        y,
-        eps=eps,
-        steps=steps,
-        step=step,
-        decay=decay,
-        diversity=diversity,
-        norm=norm,
-        loss=loss,
-        target=target,
-        generator=generator,
-    )
+    return mifgsm(linear_backward(model, start=start), x, y, eps=eps, decay=decay, **options)
+
+
+def sgm(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    *,
+    eps: float,
+    gamma: float = 0.2,
+    decay: float = 0.0,
+    **options: Any,
+) -> Float[Tensor, "n *shape"]:
+    """Images within eps of x for fooling *other* networks: iterative FGSM on `skip_gradient(model, gamma=gamma)`.
+
+    Args:
+        model: the network at hand; a residual or dense one that torch.fx can trace.
+        gamma: see `skip_gradient`.
+        decay: 1 for the momentum of MI-FGSM.
+        x, y, eps, options: as in `lrc.attacks.mifgsm`, as is the image returned.
+
+    Raises:
+        InputError: as in `lrc.attacks.mifgsm` and `skip_gradient`.
+
+    Source: Wu et al., *Skip connections matter: on the transferability of adversarial examples generated with ResNets*
+    (2020).
+    """
+    return mifgsm(skip_gradient(model, gamma=gamma), x, y, eps=eps, decay=decay, **options)
 
 
 def linear_backward(model: nn.Module, *, start: int | str = 0) -> fx.GraphModule:
@@ -74,6 +82,9 @@ def linear_backward(model: nn.Module, *, start: int | str = 0) -> fx.GraphModule
 
     Source: Guo et al. (2020), section 3; the scaling: their section 3.2.
     """
+    check_network(model)
+    if not isinstance(start, str):
+        check_whole("start", start)
     wiring = Wiring(model)
     relus = wiring.relus(start)
     residuals = wiring.residuals()
@@ -117,3 +128,39 @@ def _replace(graph: fx.Graph, node: fx.Node) -> fx.Node:
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     return new
+
+
+def skip_gradient(model: nn.Module, *, gamma: float) -> fx.GraphModule:
+    """The same network, with the gradient through each residual branch multiplied by gamma; for gradients by the image.
+
+    A residual branch ends in an addition to a shortcut (ResNet), or in a concatenation with what it started from
+    (DenseNet).
+
+    Args:
+        model: a network that torch.fx can trace. It is left as it was; layers and parameters are shared.
+        gamma: in (0, 1]; the paper takes 0.2 for ResNets, 0.5 for DenseNets. 1 changes nothing.
+
+    Raises:
+        InputError: torch.fx cannot trace the network, it has no residual branch, or gamma is outside (0, 1].
+
+    Source: Wu et al. (2020), equation 5.
+    """
+    check_network(model)
+    check_number("gamma", gamma, "(0, 1]")
+    wiring = Wiring(model)
+    residuals, grown = wiring.residuals(), wiring.grown()
+    if not residuals and not grown:
+        raise InputError(f"{type(model).__name__} has no residual branch, so no gradient to turn to a shortcut")
+    for residual in residuals:
+        residual.addition.replace_input_with(residual.end, _scaled(wiring.graph, residual.end, gamma))
+    for node in grown:
+        users = list(node.users)
+        new = _scaled(wiring.graph, node, gamma)
+        for user in users:
+            user.replace_input_with(node, new)
+    return wiring.assemble()
+
+
+def _scaled(graph: fx.Graph, node: fx.Node, gamma: float) -> fx.Node:
+    with graph.inserting_after(node):
+        return graph.call_function(scale_gradient, (node, gamma))
