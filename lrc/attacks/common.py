@@ -168,10 +168,8 @@ def step_length(step: float | None, eps: float, *, steps: int, times: float = 1.
         InputError: the step is no finite number >= 0.
     """
     if step is not None:
-        check_number("step", step)
-        return step
-    check_number("eps", eps)
-    return times * eps / max(steps, 1)
+        return check_number("step", step)
+    return times * check_number("eps", eps) / max(steps, 1)
 
 
 def ascent(
@@ -185,9 +183,6 @@ def ascent(
         x = x.detach().requires_grad_()
         z = victim(x)
         values = loss(z if z.dtype == torch.float64 else z.float(), y)
-        if not isinstance(values, Tensor) or values.shape != y.shape[:1]:
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InputError(f'the loss must give one value an image, ({len(y)},), not {shape}: reduction="none"')
     return pulled_back(victim, values, x), values.detach(), z.detach()
 
 

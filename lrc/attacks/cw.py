@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Rows, Victim, attacked, laid_out_like
+from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, pulled_back
 from lrc.attacks.losses import fooled, margin, targeted_margin
 from lrc.attacks.threat_model import ball, distance, spread, within
 from lrc.utils.checks import check_number, check_whole
@@ -61,9 +61,8 @@ def cw(
     """
     check_whole("steps", steps, 1)
     check_whole("searches", searches, 1)
-    check_number("c", c, "(0, inf)")
-    check_number("rate", rate, "(0, inf)")
-    check_number("confidence", confidence)
+    c, rate = check_number("c", c, "(0, inf)"), check_number("rate", rate, "(0, inf)")
+    confidence = check_number("confidence", confidence)
     radius = 0.0 if eps is None else eps
     with attacked(model, x, y, eps=radius, norm="l2", target=target) as (victim, images, labels):
         s = _begin(victim, images, labels, c=c, confidence=confidence)
@@ -170,8 +169,7 @@ def _objective(victim: Victim, run: _Run, *, confidence: float) -> tuple[Tensor,
         logits = victim(image)
         hinge = (-_lead(logits, run.y)).clamp(min=-confidence).to(w.dtype)
         values = (image - run.x).square().sum(within(run.x)) + run.c * hinge
-        (gradient,) = torch.autograd.grad(values.sum(), w)
-    return gradient, image.detach(), values.detach(), logits.detach()
+    return pulled_back(victim, values, w), image.detach(), values.detach(), logits.detach()
 
 
 def _adam(run: _Run, gradient: Tensor, step: int, *, rate: float) -> _Run:

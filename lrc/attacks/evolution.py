@@ -63,8 +63,7 @@ def nes(
     """
     check_whole("samples", samples, 2)
     check_whole("queries", queries, samples + 1)
-    check_number("sigma", sigma, "(0, inf)")
-    check_number("momentum", momentum, "[0, 1)")
+    sigma, momentum = check_number("sigma", sigma, "(0, inf)"), check_number("momentum", momentum, "[0, 1)")
     if samples % 2:
         raise InputError(f"samples must be even, not {samples}: they come in pairs")
     objective, length = loss_function(loss), step_length(step, eps, steps=10)
@@ -122,8 +121,7 @@ def nattack(
     """
     check_whole("samples", samples, 2)
     check_whole("queries", queries, samples)
-    check_number("sigma", sigma, "(0, inf)")
-    check_number("rate", rate, "(0, inf)")
+    sigma, rate = check_number("sigma", sigma, "(0, inf)"), check_number("rate", rate, "(0, inf)")
 
     def advance(victim: Victim, s: "_Search", draw: int) -> tuple["_Search", Tensor, Tensor]:
         push, hit, winner = _sample(victim, s, draw, samples=samples, sigma=sigma)

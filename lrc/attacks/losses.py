@@ -1,13 +1,15 @@
 """What an attack makes large: functions of logits and labels, one value an image."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lrc.utils.checks import check_choice
+from lrc.utils.checks import MISTAKES, check_choice, first_line
+from lrc.utils.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to one value an image (n,), which the attack makes large.
@@ -69,15 +71,27 @@ TARGETED: dict[str, Loss] = {"ce": targeted_cross_entropy, "margin": targeted_ma
 
 
 def loss_function(loss: str | Loss, *, targeted: bool = False) -> Loss:
-    """The loss called `loss`, or `loss` itself where it is a function.
+    """The loss called `loss`; or `loss` itself where it is a function, with an eye on what it gives.
 
     Raises:
-        InputError: there is no loss of that name.
+        InputError: there is no loss of that name; and when it is called, a function of one's own that fails or gives
+            something else than one value an image.
     """
     if callable(loss):
-        return loss
+        return partial(_watched, loss)
     check_choice("loss", loss, LOSSES)
     return TARGETED[loss] if targeted else LOSSES[loss]
+
+
+def _watched(loss: Loss, logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Float[Tensor, "n"]:
+    try:
+        values = loss(logits, y)
+    except MISTAKES as error:
+        raise InputError(f"the loss fails on logits {tuple(logits.shape)}: {first_line(error)}") from error
+    if not isinstance(values, Tensor) or values.shape != y.shape[:1]:
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(f'the loss must give one value an image, ({len(y)},), not {shape}: reduction="none"')
+    return values
 
 
 def pick(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor, "n"]:

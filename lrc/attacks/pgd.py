@@ -181,7 +181,7 @@ def mifgsm(
     whole and bilinear interpolation.
     """
     check_whole("steps", steps)
-    check_number("decay", decay)
+    decay = check_number("decay", decay)
     check_number("diversity", diversity, "[0, 1]")
     check_number("smallest", smallest, "(0, 1]")
     objective, length = loss_function(loss, targeted=target is not None), step_length(step, eps, steps=steps)

@@ -146,7 +146,7 @@ def skip_gradient(model: nn.Module, *, gamma: float) -> fx.GraphModule:
     Source: Wu et al. (2020), equation 5.
     """
     check_network(model)
-    check_number("gamma", gamma, "(0, 1]")
+    gamma = check_number("gamma", gamma, "(0, 1]")
     wiring = Wiring(model)
     residuals, grown = wiring.residuals(), wiring.grown()
     if not residuals and not grown:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrc.utils.errors import InputError
 
@@ -32,8 +33,8 @@ CLOSE = 1e-3  # outside [0, 1] by less than this: rounding; by more: other units
 SUM = 1e-4  # what rounding may add to probabilities that sum to one
 
 
-def check_number(name: str, value: object, interval: str = "[0, inf)") -> None:
-    """Refuses what is no real number in the interval, which is written as in mathematics.
+def check_number(name: str, value: object, interval: str = "[0, inf)") -> float:
+    """The number as a float; refuses what is no real number in the interval, which is written as in mathematics.
 
     >>> check_number("share", 1.5, "(0, 1]")
     Traceback (most recent call last):
@@ -46,6 +47,7 @@ def check_number(name: str, value: object, interval: str = "[0, inf)") -> None:
         sign = ">=" if interval[0] == "[" else ">"
         wanted = f"{sign} {low:g} and finite" if high == math.inf else f"in {interval}"
         raise InputError(f"{name} must be {wanted}, not {_named(value)}")
+    return v
 
 
 def check_whole(name: str, value: object, least: int = 0) -> None:
@@ -75,9 +77,11 @@ def check_generator(generator: object) -> None:
 
 
 def check_network(model: object) -> None:
-    """Refuses what is no `torch.nn.Module`."""
+    """Refuses what is no `torch.nn.Module`, or one whose parameters have no shape yet."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the network must be a torch.nn.Module, not {_named(model)}")
+    if any(is_lazy(p) for p in itertools.chain(model.parameters(), model.buffers())):
+        raise InputError("the network has lazy layers that have seen no image: run it on one first")
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -202,9 +206,13 @@ def _why(model: nn.Module, x: Tensor, error: Exception) -> str:
         return f"the network is {_listed(dtypes)}, the images {x.dtype}: model.to({x.dtype}) brings it to their type"
     if devices and x.device not in devices:
         return f"the network is on {_listed(devices)}, the images on {x.device}: model.to({str(x.device)!r}) moves it"
+    return f"the network fails on images {tuple(x.shape)} of {x.dtype}: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line: its first, of TorchScript the last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[-1 if "TorchScript" in lines[0] else 0][:300]
-    return f"the network fails on images {tuple(x.shape)} of {x.dtype}: {reason}"
+    return lines[-1 if "TorchScript" in lines[0] else 0][:300]
 
 
 def _listed(things: Collection[object]) -> str:
@@ -220,7 +228,10 @@ def _probabilities(z: Tensor) -> bool:
 
 def _real(value: Any) -> float:
     """A real number as a float; NaN for all else."""
-    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    try:
+        return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _named(value: object) -> str:

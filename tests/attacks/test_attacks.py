@@ -169,7 +169,7 @@ def test_restarts_go_on_where_an_image_is_not_fooled(middle):
     y = network(middle).argmax(1)
     network.seen.clear()
     pgd(network, middle, y, eps=1e-6, steps=1, restarts=3)
-    assert [len(x) for x in network.seen] == [5] * 5  # a step, a look, a step, a look, a step
+    assert [len(x) for x in network.seen] == [5] * 6  # three times a step and a look
     network.seen.clear()
     pgd(network, middle, y, eps=0.9, steps=1, step=0.9, random_start=False, restarts=3)
     assert [len(x) for x in network.seen] == [5, 5]  # all fooled at the first look
