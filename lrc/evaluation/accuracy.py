@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import untouched
 from lrc.data import Images, batches
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 __all__ = ["accuracy", "answers", "logits"]
 
