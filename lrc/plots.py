@@ -136,9 +136,9 @@ def report(
         low, high = rate.interval
         error = [[100 * (rate.value - low)], [100 * (high - rate.value)]]
         ax.barh(place, 100 * rate.value, xerr=error, height=0.6, color="0.8", ecolor="0.3", capsize=3)
-        for group, (superclass, part) in enumerate(found.by_superclass(name).items()):
-            colour = COLOURS[group % len(COLOURS)]
-            ax.plot(100 * part.value, place, "o", ms=4, color=colour, label="" if place else superclass)
+        for group, part in enumerate(found.by_superclass(name)):
+            colour, label = COLOURS[group % len(COLOURS)], "" if place else found.superclasses[group]
+            ax.plot(100 * part.value, place, "o", ms=4, color=colour, label=label)
     ax.set_yticks(range(len(found.names)), found.names)
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="images classified rightly, %", title=title)

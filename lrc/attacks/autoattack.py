@@ -1,31 +1,28 @@
 """AutoAttack: four attacks of different kinds, one after the other, on whatever is not fooled yet."""
 
-import os
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.apgd import apgd
 from lrc.attacks.common import attacked, check
 from lrc.attacks.fab import fab
-from lrc.attacks.journal import Batch, Journal
 from lrc.attacks.losses import fooled
 from lrc.attacks.rng import new_seed
 from lrc.attacks.square import square
-from lrc.attacks.threat_model import ball
+from lrc.attacks.threat_model import Ball, ball
+from lrc.utils.checks import check_generator, check_network, check_whole
 from lrc.utils.errors import InputError
-from lrc.utils.hashes import described, digest, fingerprint
+from lrc.utils.hashes import described
 
-Attack = Callable[..., Tensor]
-"""`attack(model, x, y, *, eps, generator) -> x_adv`, its other options fixed by `functools.partial`."""
+STRANGE = ".*NaN or infinite logits"  # the warning of one attack; who runs several says it once, for all
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,10 @@ class Verdicts:
         return self.accuracies[self.parts[-1]]
 
 
+Attack = Callable[..., Tensor | Verdicts]
+"""`attack(model, x, y, ...) -> x_adv`, its options fixed by `functools.partial`."""
+
+
 def standard(norm: str) -> dict[str, Attack]:
     """The four parts of the standard version, with its budgets."""
     return {
@@ -87,34 +88,27 @@ def autoattack(
     version: str | Mapping[str, Attack] = "standard",
     batch_size: int = 250,
     generator: Generator | None = None,
-    out: str | os.PathLike[str] | None = None,
-    progress: bool = False,
 ) -> Verdicts:
     """Whether each image can be made to fool the model within eps, by an ensemble of attacks with nothing to tune.
 
     The standard version: APGD-CE, targeted APGD-DLR (9 targets), targeted FAB (9 targets), each of 100 steps, and
     Square with 5,000 queries. An image goes to the next part only while nothing has fooled it, and within a part its
     search ends when something does. With fewer than four classes the DLR loss gives way to a margin
-    (`lrc.attacks.losses`).
+    (`lrc.attacks.losses`). `lrc.evaluate` runs the same parts, keeps what is finished, and goes on after a kill.
 
     Args:
         model, x, y, eps, norm: as in `lrc.attacks.pgd`. The images may be on another device than the model: batch by
             batch they go there.
         version: "standard"; or attacks of your own by name, in order, their options fixed by `functools.partial`.
         batch_size: images attacked at once. It changes no verdict, save by rounding.
-        generator: of the attacks' random choices; each image's depend on it and on the image alone, and a resumed
-            run's are those of an unbroken one.
-        out: folder in which each finished batch is kept. A run that was killed goes on from there when called again
-            with the same arguments, and a finished one gives its result at once. Attacks of your own are told apart by
-            their names and options (`lrc.utils.hashes.described`).
-        progress: show a progress bar for each part.
+        generator: of the attacks' random choices; each image's depend on it and on the image alone.
 
     Returns:
         `Verdicts`. Each says what the model answers when asked again about the image returned.
 
     Raises:
-        InputError: as in `lrc.attacks.pgd`; an unknown version, batch_size < 1, an attack of your own that leaves the
-            ball by more than rounding, or a folder `out` that holds another run or damaged files.
+        InputError: as in `lrc.attacks.pgd`; an unknown version, batch_size < 1, or an attack of your own that leaves
+            the ball by more than rounding.
 
     Warns:
         RuntimeWarning: some images gave NaN or infinite logits; they count as fooled.
@@ -129,84 +123,98 @@ def autoattack(
     >>> found.fooled_by, found.clean_accuracy, found.robust_accuracy
     (('apgd-ce', None), 1.0, 0.5)
     """
+    check_network(model)
     check(x, y, eps, norm)
-    parts = {"clean": _as_it_is} | _attacks(version, norm, x)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be >= 1, not {batch_size}")
-    seed = None if generator is None else new_seed(generator)
-    journal = None if out is None else Journal(Path(out))
-    if journal is not None:
-        seed = journal.begin(_identity(model, x, y, eps, norm, parts), seed=seed)
-    seed = new_seed() if seed is None else seed
-    batches = [] if journal is None else journal.read()
+    check_whole("batch_size", batch_size, 1)
+    check_generator(generator)
+    parts = {"clean": as_it_is} | cascade(version, norm)
+    if version == "standard" and x.dim() != 4:
+        raise InputError(f"the standard version needs images (n, c, h, w), not {tuple(x.shape)}")
+    seed, device = new_seed(generator), next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
+    x_adv, nonfinite = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    fooled_by: list[str | None] = [None] * len(x)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the network gave NaN or infinite logits")
+        warnings.filterwarnings("ignore", message=STRANGE)
         for number, (name, attack) in enumerate(parts.items()):
-            pending = _pending(batches, len(x), number)
-            chunks = pending.split(batch_size) if len(pending) else ()
-            for rows in track(chunks, description=name, disable=not progress):
-                anew = Generator().manual_seed((seed + number) % 2**63)  # the same for each batch of a part
-                seeded = partial(attack, eps=eps, generator=anew)
-                batches.append(_judged(model, x, y, rows, part=number, eps=eps, norm=norm, attack=seeded))
-                if journal is not None:
-                    journal.write(len(batches), batches[-1])
-    return _verdicts(x, batches, tuple(parts))
+            left = torch.tensor([i for i, by in enumerate(fooled_by) if by is None], device=x.device)
+            for rows in left.split(batch_size) if len(left) else ():
+                a, b = x[rows].detach().to(device), y[rows.to(y.device)].to(device)
+                options = {"eps": eps, "norm": norm, "generator": Generator().manual_seed(part_seed(seed, number))}
+                found, logits = attempt(model, a, b, attack, options, within=ball(a, eps, norm))
+                hit = fooled(logits, b.long()).to(x.device)
+                x_adv[rows[hit]] = found.to(x)[hit]
+                nonfinite[rows] = ~logits.isfinite().all(1).to(x.device)
+                for row in rows[hit].tolist():
+                    fooled_by[row] = name
+    if nonfinite.any():
+        message = f"{int(nonfinite.sum())} of {len(x)} images gave NaN or infinite logits; they count as fooled"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return Verdicts(x_adv, tuple(fooled_by), nonfinite, tuple(parts))
 
 
-def _attacks(version: str | Mapping[str, Attack], norm: str, x: Tensor) -> dict[str, Attack]:
-    if not isinstance(version, str):
+def cascade(version: str | Mapping[str, Attack], norm: str) -> dict[str, Attack]:
+    """The attacks of a version of AutoAttack by name, in their order.
+
+    Raises:
+        InputError: an unknown version.
+    """
+    if isinstance(version, Mapping):
         return dict(version)
     if version != "standard":
         raise InputError(f'no version is called {version!r}; there is "standard", or give attacks by name')
-    if x.dim() != 4:
-        raise InputError(f"the standard version needs images (n, c, h, w), not {tuple(x.shape)}")
     return standard(norm)
 
 
-def _as_it_is(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+def part_seed(seed: int, number: int) -> int:
+    """Of the random choices of a part: the same for each of its batches."""
+    return (seed + number) % 2**63
+
+
+def attempt(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    attack: Attack,
+    options: Mapping[str, Any],
+    *,
+    within: Ball,
+) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n classes"]]:
+    """What an attack makes of a batch, and what the model says of it, asked once.
+
+    Args:
+        model, x, y, attack, options: see `called`.
+        within: what the attack may not leave.
+
+    Raises:
+        InputError: the attack gives no such images, or leaves the ball by more than rounding.
+    """
+    x_adv = within.accept(called(attack, model, x, y, options), name=described(attack))
+    with attacked(model, x, y, eps=within.eps, norm=within.norm) as (victim, _, _):
+        return x_adv, victim.logits(x_adv)
+
+
+def called(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, offered: Mapping[str, Any]) -> Tensor:
+    """The images of an attack, called with those of the options that it has, and that no `functools.partial` fixed.
+
+    Raises:
+        InputError: it is no function with such options, or gives something else than images like x.
+    """
+    try:
+        parameters, fixed = inspect.signature(attack).parameters, getattr(attack, "keywords", {})
+    except (TypeError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise InputError(f"{described(attack)} cannot be called as an attack ({reason}): see its options") from error
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    found = attack(
+        model, x, y, **{k: v for k, v in offered.items() if (anything or k in parameters) and k not in fixed}
+    )
+    found = found.x_adv if isinstance(found, Verdicts) else found
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{described(attack)} gave {what}, not images {tuple(x.shape)}")
+    return found
+
+
+def as_it_is(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """No attack at all."""
     return x
-
-
-def _identity(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str, parts: Mapping[str, Attack]
-) -> dict[str, Any]:
-    """What makes a run this one and no other."""
-    attacks = {name: described(attack) for name, attack in parts.items()}
-    return {"eps": eps, "norm": norm, "attacks": attacks, "images": digest([x, y]), "model": fingerprint(model)}
-
-
-def _pending(batches: list[Batch], count: int, part: int) -> Int[Tensor, "m"]:
-    """Rows of the images that have been through all parts before this one, and that nothing has fooled."""
-    reached, lost = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
-    for batch in batches:
-        reached[batch.rows] = batch.part + 1
-        lost[batch.rows] |= batch.hit
-    return ((reached == part) & ~lost).nonzero().squeeze(1)
-
-
-def _judged(
-    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, *, part: int, eps: float, norm: str, attack: Attack
-) -> Batch:
-    """One batch attacked, and what the model says about it."""
-    device = next((p.device for p in model.parameters()), x.device)
-    x, y = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    x_adv = ball(x, eps, norm).accept(attack(model, x, y), name=described(attack))
-    with attacked(model, x, y, eps=eps, norm=norm) as (victim, _, labels):
-        logits = victim.logits(x_adv)
-    hit, nonfinite = fooled(logits, labels).cpu(), ~logits.isfinite().all(1).cpu()
-    return Batch(torch.tensor(part), rows, hit, nonfinite, x_adv.cpu()[hit])
-
-
-def _verdicts(x: Tensor, batches: list[Batch], parts: tuple[str, ...]) -> Verdicts:
-    x_adv, nonfinite = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool)
-    by: list[str | None] = [None] * len(x)
-    for batch in batches:
-        rows = batch.rows[batch.hit]
-        x_adv[rows.to(x.device)] = batch.x_adv.to(x)
-        nonfinite[batch.rows] = batch.nonfinite
-        for row in rows.tolist():
-            by[row] = parts[int(batch.part)]
-    if nonfinite.any():
-        message = f"{int(nonfinite.sum())} of {len(x)} images gave NaN or infinite logits; they count as fooled"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return Verdicts(x_adv, tuple(by), nonfinite.to(x.device), parts)

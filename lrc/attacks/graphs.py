@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import config
 from torch import Tensor, fx, nn
 
+from lrc.attacks.common import untouched
 from lrc.attacks.threat_model import norms
 from lrc.models.layers import CAS, JPEG
 from lrc.utils.errors import InputError
-from lrc.utils.networks import untouched
 
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, Tensor.add, Tensor.add_}
 CONCATENATIONS: set[Any] = {torch.cat, torch.concat, torch.concatenate}

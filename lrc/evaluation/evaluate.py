@@ -1,11 +1,12 @@
 """The evaluation: attacks of every kind on the same images, and whether what they find can be trusted."""
 
-import json
 import os
+import time
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,20 @@ from jaxtyping import Int64
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.autoattack import Verdicts
-from lrc.attacks.common import attacked, check
-from lrc.attacks.journal import Journal, sound
+from lrc.attacks import autoattack
+from lrc.attacks.autoattack import STRANGE, Attack, as_it_is, attempt, cascade, part_seed
+from lrc.attacks.common import check, untouched
 from lrc.attacks.rng import new_seed
 from lrc.attacks.threat_model import ball
 from lrc.data import Images
-from lrc.evaluation.accuracy import answers, device_of
-from lrc.evaluation.choice import Attack, accepted, choose, resumes
-from lrc.evaluation.counting import Cost, counting
-from lrc.evaluation.ledger import Judged, Ledger
-from lrc.evaluation.masking import masking_flags
-from lrc.evaluation.outcomes import Flag, Outcome
-from lrc.evaluation.report import CLEAN, Report
-from lrc.evaluation.trial import check_surrogate
-from lrc.utils.errors import InputError
+from lrc.evaluation.accuracy import check_classes, check_data, device_of, predictions
+from lrc.evaluation.masking import check_surrogate, masking_flags
+from lrc.evaluation.registry import choose
+from lrc.evaluation.report import CLEAN, Cost, Flag, Report, Result
+from lrc.evaluation.store import ANSWERS, Batch, Store
+from lrc.utils.checks import check_radius
 from lrc.utils.files import write_text
-from lrc.utils.hashes import described, fingerprint
-
-STRANGE = ".*NaN or infinite logits"  # the warning of an attack: here the report says it
+from lrc.utils.hashes import described, fingerprint, probe_answers
 
 
 def evaluate(
@@ -67,10 +63,11 @@ def evaluate(
         generator: of the attacks' random choices; each image's depend on it, the attack's name and the image alone.
         out: folder for what is finished. A killed run loses a batch at most, and goes on when called again with the
             same model, images, eps, norm and generator; more attacks can be added. The report ends in `report.json`.
-            Attacks of your own are told apart by their names and options (`lrc.utils.hashes.described`).
+            Models are told apart by all that they hold and by their answers to a few images, attacks of your own by
+            their names and options (`lrc.utils.hashes`).
         masking: look for signs of masking (`lrc.evaluation.masking_flags`) too.
         surrogate: another network for the same classes, from which examples are transferred when looking for them.
-        progress: show a progress bar for each attack.
+        progress: show a progress bar for each attack, or part of one.
 
     Raises:
         InputError: no images, other classes than the network's, an unknown attack or norm, an attack that leaves the
@@ -84,27 +81,26 @@ def evaluate(
     >>> report = evaluate(model, data, attacks="pgd", eps=4 / 255, masking=False)
     >>> report
     Report(2 images, linf eps 0.01569: clean 100.0%, pgd 50.0%, worst case 50.0%; flags: ...)
-    >>> report.accuracy("pgd").interval[1] < 1, report.outcomes["pgd"].cost.backward
+    >>> report.accuracy("pgd").interval[1] < 1, report.results["pgd"].cost.backward
     (True, 20)
     """
-    if not len(data) or batch_size < 1:
-        raise InputError(f"{len(data)} images in batches of {batch_size}: nothing to evaluate, give at least 1 of both")
+    check_data(model, data, batch_size=batch_size, generator=generator)
+    first = data.float([0])
+    check_radius(eps, norm, first)  # what is wrong is named before anything runs
     chosen = choose(attacks, eps=eps, norm=norm)
-    check(data.float([0]), data.y[:1], eps, norm)  # what is wrong is named before anything runs
-    ball(data.float([0]), eps, norm)
+    check(first, data.y[:1], eps, norm)
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
-    run = _Run(model, data, eps, norm, batch_size, None if out is None else Path(out), progress)
-    report = _begin(run, generator)
+    run = _begin(model, data, eps, norm, batch_size, None if out is None else Path(out), generator, progress)
+    report = _report(run)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=STRANGE)
-        for name, attack in ({CLEAN: _as_it_is} | chosen).items():
-            outcome = _outcome(run, name, attack, report=report)
-            report = replace(report, outcomes=report.outcomes | {name: outcome})
+        warnings.filterwarnings("ignore", message=STRANGE)  # the report says it
+        for name, attack in ({CLEAN: as_it_is} | chosen).items():
+            report = replace(report, results=report.results | {name: _result(run, name, attack, report)})
         if masking:
             report = replace(report, flags=_flags(run, report, surrogate))
-    if run.out is not None:
-        write_text(run.out / "report.json", report.to_json())
+    if out is not None:
+        write_text(Path(out) / "report.json", report.to_json())
     return report
 
 
@@ -117,101 +113,132 @@ class _Run:
     eps: float
     norm: str
     batch_size: int
-    out: Path | None
     progress: bool
-
-    @property
-    def device(self) -> torch.device:
-        return device_of(self.model, self.data)
+    identity: dict[str, Any]
+    store: Store
 
 
-def _begin(run: _Run, generator: Generator | None) -> Report:
-    """The report as far as it is known before any attack."""
-    images, weights = run.data.digest(), fingerprint(run.model)
+def _begin(
+    model: nn.Module, data: Images, eps: float, norm: str, batch_size: int, out: Path | None,
+    generator: Generator | None, progress: bool,
+) -> _Run:  # fmt: skip
+    """Opens the store, where the run may have been begun before."""
+    identity = {"eps": eps, "norm": norm, "images": data.digest(), "model": fingerprint(model)}
     seed = None if generator is None else new_seed(generator)
-    if run.out is not None:
-        identity = {"eps": run.eps, "norm": run.norm, "images": images, "model": weights}
-        seed = Journal(run.out).begin(identity, seed=seed)
+    told: dict[str, Any] = {}
+    if out is not None:  # only then there may be another network to tell this one from
+        with untouched(model):
+            told = {ANSWERS: probe_answers(model, data.x.shape[1:], device=device_of(model, data))}
+    store = Store.of(out, identity | told, seed=seed)
+    return _Run(model, data, eps, norm, batch_size, progress, identity, store)
+
+
+def _report(run: _Run) -> Report:
+    """The report as far as it is known before any attack."""
     level = run.data.hierarchy.levels[0] if run.data.hierarchy else None
     return Report(
         classes=run.data.classes,
         labels=tuple(run.data.y.tolist()),
-        outcomes={},
-        eps=run.eps,
-        norm=run.norm,
-        seed=new_seed() if seed is None else seed,
-        images=images,
-        model=weights,
+        results={},
+        seed=run.store.seed,
         superclasses=level.names if level else (),
         superclass_of=level.of if level else (),
-        versions={"torch": torch.__version__.split("+")[0], "device": run.device.type},
+        versions={"torch": torch.__version__.split("+")[0], "device": device_of(run.model, run.data).type},
+        **run.identity,
     )
 
 
-def _outcome(run: _Run, name: str, attack: Attack, *, report: Report) -> Outcome:
-    """What the attack makes of the images that are right as they are, or for "clean" of all."""
-    everything = torch.arange(len(report))
-    rows = everything if name == CLEAN else everything[report.right(CLEAN)]
+def _result(run: _Run, name: str, attack: Attack, report: Report) -> Result:
+    """What the attack makes of the images that are right as they are, part by part, or for "clean" of all.
+
+    A part gets what no part before it fooled.
+    """
+    call, labels = described(attack), torch.tensor(report.labels)
+    predicted = labels.clone() if name == CLEAN else report.predictions(CLEAN)
+    kept, cost = run.store.read(name, call), Cost()
+    for part in _parts(name, attack, report):
+        left = predicted == labels
+        for batch in kept:
+            if batch.part == part.name:
+                rows = torch.tensor(batch.rows)
+                predicted[rows], left[rows], cost = torch.tensor(batch.predictions), False, cost + batch.cost
+        chunks = left.nonzero()[:, 0].split(run.batch_size) if left.any() else ()
+        title = name if part.name == name else f"{name}: {part.name}"
+        for rows in track(chunks, description=title, disable=not run.progress):
+            batch = _batch(run, part, rows)
+            run.store.add(name, call, batch)
+            predicted[rows], cost = torch.tensor(batch.predictions), cost + batch.cost
+    return Result(call, tuple(predicted.tolist()), cost)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One attack of a cascade, with what it is called with."""
+
+    name: str
+    attack: Attack
+    seed: int
+    options: dict[str, Any]
+
+
+def _parts(name: str, attack: Attack, report: Report) -> list[_Part]:
+    """The attacks of which one consists: those of AutoAttack, or itself alone."""
     seed = (report.seed + zlib.crc32(name.encode())) % 2**63
-    ledger = Ledger.of(run.out, name, {"attack": described(attack)}, seed=seed)
-    left = ledger.left(rows)
-    chunks = left.split(max(len(left), 1) if resumes(attack) else run.batch_size) if len(left) else ()
-    for chunk in track(chunks, description=name, disable=not run.progress or resumes(attack)):
-        ledger.add(_judged(run, attack, chunk, seed=seed, folder=ledger.folder))
-    said = everything if name == CLEAN else report.said(CLEAN)
-    for batch in ledger.batches:
-        said[batch.rows] = batch.said
-    return Outcome(described(attack), tuple(said.tolist()), sum((b.cost for b in ledger.batches), Cost()))
+    options: dict[str, Any] = {"eps": report.eps, "norm": report.norm}
+    if getattr(attack, "func", attack) is not autoattack:
+        return [_Part(name, attack, seed, options)]
+    fixed = getattr(attack, "keywords", {})
+    options |= {key: fixed[key] for key in options.keys() & fixed.keys()}
+    parts, own = cascade(fixed.get("version", "standard"), options["norm"]), new_seed(Generator().manual_seed(seed))
+    return [
+        _Part(part, each, part_seed(own, number), options)
+        for number, (part, each) in enumerate(parts.items(), start=1)  # 0 is no attack
+    ]
 
 
-def _judged(run: _Run, attack: Attack, rows: Int64[Tensor, " n"], *, seed: int, folder: Path | None) -> Judged:
+def _batch(run: _Run, part: _Part, rows: Int64[Tensor, " n"]) -> Batch:
     """Attacks some images, and asks the model what it says of the result."""
-    options = {"eps": run.eps, "norm": run.norm, "generator": Generator().manual_seed(seed)}
-    x, y = run.data.float(rows), run.data.y[rows.to(run.data.y.device)]
-    path = None
-    if resumes(attack):  # it goes through all images by itself, and keeps what it has finished
-        options |= {"batch_size": run.batch_size, "progress": run.progress}
-        options |= {} if folder is None else {"out": folder / "parts"}
-        path = None if folder is None else folder / "cost.json"
-    else:
-        x, y = x.to(run.device), y.to(run.device)
-    with counting(run.model, path) as meter:
-        found = attack(run.model, x, y, **accepted(attack, options))
-        said = _said(run, x, y, found, name=described(attack))
-        cost = meter.cost
-    return Judged(rows, said, torch.tensor(astuple(cost), dtype=torch.float64))
+    device = device_of(run.model, run.data)
+    x, y = run.data.float(rows).to(device), run.data.y[rows.to(run.data.y.device)].to(device)
+    options = part.options | {"generator": Generator().manual_seed(part.seed)}
+    with counting(run.model) as counted:
+        _, z = attempt(run.model, x, y, part.attack, options, within=ball(x, run.eps, run.norm))
+    check_classes(z, run.data)
+    return Batch(part.name, tuple(rows.tolist()), tuple(predictions(z).tolist()), counted[0])
 
 
-def _said(run: _Run, x: Tensor, y: Tensor, found: Any, *, name: str) -> Int64[Tensor, " n"]:
-    """The class that the model says of each image found; -1 where its logits are not finite."""
-    x_adv = found.x_adv if isinstance(found, Verdicts) else found
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        raise InputError(f"{name} gave {getattr(x_adv, 'shape', type(x_adv))}, not images {tuple(x.shape)}")
-    said = []
-    for part in torch.arange(len(x), device=x.device).split(run.batch_size):
-        a, b, labels = (t[part].to(run.device) for t in (x, x_adv, y))
-        b = ball(a, run.eps, run.norm).accept(b, name=name)
-        with attacked(run.model, a, labels, eps=run.eps, norm=run.norm) as (victim, _, labels):
-            logits = victim.logits(b)
-        if logits.shape[1] != len(run.data.classes):
-            raise InputError(f"the network has {logits.shape[1]} classes, the data {len(run.data.classes)}")
-        if isinstance(found, Verdicts):  # a point on the boundary may look right in another batch: then the runner-up
-            doubt = found.fooled[part].to(run.device) & (logits.argmax(1) == labels)
-            logits[doubt, labels[doubt]] = -torch.finfo(logits.dtype).max
-        said.append(answers(logits).cpu())
-    return torch.cat(said)
+@contextmanager
+def counting(model: nn.Module) -> Iterator[list[Cost]]:
+    """Counts the passes through the model, by a forward hook that changes nothing and is gone on leaving.
 
+    What goes through a copy of the model is not counted: LinBP and SGM rewrite one.
 
-def _as_it_is(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return x
+    Yields:
+        A list whose one entry is what was spent so far, and on leaving in all.
+    """
+    spent, began = [Cost()], time.perf_counter()
+
+    def returned(gradient: Tensor) -> None:
+        spent[0] += Cost(backward=1)
+
+    def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        spent[0] += Cost(queries=len(inputs[0]), forward=1)
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(returned)
+
+    hook = model.register_forward_hook(seen)
+    try:
+        yield spent
+    finally:
+        hook.remove()
+        spent[0] += Cost(seconds=time.perf_counter() - began)
 
 
 def _flags(run: _Run, report: Report, surrogate: nn.Module | None) -> tuple[Flag, ...] | None:
     """The signs of masking, on images that are right as they are; kept beside the attacks."""
     name = "masking" if surrogate is None else f"masking-{fingerprint(surrogate)[:8]}"
-    path = None if run.out is None else run.out / f"{name}.json"
-    if path is not None and path.exists():
-        return sound(path, _kept)
+    if (kept := run.store.flags(name)) is not None:
+        return kept
     flags = masking_flags(
         run.model,
         run.data.subset(report.right(CLEAN)),
@@ -221,10 +248,6 @@ def _flags(run: _Run, report: Report, surrogate: nn.Module | None) -> tuple[Flag
         batch_size=run.batch_size,
         generator=Generator().manual_seed(report.seed % 2**63),
     )
-    if path is not None and flags is not None:
-        write_text(path, json.dumps([asdict(flag) for flag in flags], indent=1, allow_nan=False) + "\n")
+    if flags is not None:
+        run.store.keep_flags(name, flags)
     return flags
-
-
-def _kept(path: Path) -> tuple[Flag, ...]:
-    return tuple(Flag(**flag) for flag in json.loads(path.read_text()))

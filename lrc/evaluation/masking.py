@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -9,13 +11,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import mifgsm, pgd, square
-from lrc.attacks.common import ascent, attacked
-from lrc.attacks.losses import cross_entropy, margin
+from lrc.attacks.autoattack import STRANGE, Attack, called
+from lrc.attacks.common import ascent, attacked, check
+from lrc.attacks.losses import Loss, cross_entropy, fooled, margin
 from lrc.attacks.rng import image_keys, new_seed, signs
 from lrc.data import Images
-from lrc.evaluation.outcomes import Flag
-from lrc.evaluation.rates import sign_test, wilson
-from lrc.evaluation.trial import Trial, check_surrogate, draw
+from lrc.evaluation.accuracy import check_data, device_of
+from lrc.evaluation.report import Flag, sign_test, wilson
+from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError
 
 STEPS = 20
@@ -73,37 +76,124 @@ def masking_flags(
     *On evaluating adversarial robustness* (2019), section 5; saturation: Carlini & Wagner, *Defensive distillation is
     not robust to adversarial examples* (2016).
     """
-    if images < 1:
-        raise InputError(f"signs of masking need at least 1 image, not {images}")
-    if surrogate is not None and len(data):
+    check_whole("images", images, 1)
+    if not len(data):
+        return None
+    check_data(model, data, batch_size=batch_size, generator=generator)
+    check(data.float([0]), data.y[:1], eps, norm)
+    if surrogate is not None:
         check_surrogate(surrogate, model, data)
     seed = new_seed(generator) % 2**62
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*NaN or infinite logits")  # such an image counts as fooled
-        trial = draw(model, data, images, eps=eps, norm=norm, batch_size=batch_size, seed=seed)
-        if not len(trial):
+        warnings.filterwarnings("ignore", message=STRANGE)  # such an image counts as fooled
+        probes = draw(model, data, images, eps=eps, norm=norm, batch_size=batch_size, seed=seed)
+        if not len(probes):
             return None
         plain, scaled, other = [
-            trial.fooled_by(trial.walk(loss=loss)) for loss in ("ce", scaled_cross_entropy, "margin")
+            probes.fooled_by(probes.walk(loss=loss)) for loss in ("ce", scaled_cross_entropy, "margin")
         ]
         return (
-            _gradients(trial),
-            _saturation(trial, plain, scaled),
-            _randomized(trial),
-            _black_box(trial, plain | scaled | other, surrogate),
-            _unbounded(trial),
-            _effort(trial, plain),
+            _gradients(probes),
+            _saturation(probes, plain, scaled),
+            _randomized(probes),
+            _black_box(probes, plain | scaled | other, surrogate),
+            _unbounded(probes),
+            _effort(probes, plain),
         )
 
 
-def _gradients(trial: Trial) -> Flag:
-    radius = trial.eps if trial.norm == "linf" else trial.eps / math.sqrt(trial.x[:1].numel() or 1)
+@dataclass(frozen=True)
+class ProbeSet:
+    """A network, and images that it classifies rightly, on which attacks are tried."""
+
+    model: nn.Module
+    x: Float[Tensor, "n c h w"]
+    y: Int64[Tensor, " n"]
+    eps: float
+    norm: str
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def whole(self) -> float:
+        """The radius within which every pixel may take any value."""
+        return 1.0 if self.norm == "linf" else math.sqrt(self.x[:1].numel() or 1)
+
+    def each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What is measured of the images, batch by batch, on the CPU."""
+        parts = zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+        return torch.cat([measure(x, y).cpu() for x, y in parts])
+
+    def fooled_by(self, attack: Attack, *, through: nn.Module | None = None) -> Bool[Tensor, " n"]:
+        """Which images the attack fools; its examples are made for another network, if one is given."""
+
+        def judge(x: Tensor, y: Tensor) -> Tensor:
+            x_adv = called(attack, through or self.model, x, y, {"generator": self.generator()})
+            with attacked(self.model, x_adv, y) as (victim, images, labels):
+                return fooled(victim.logits(images), labels)
+
+        return self.each(judge)
+
+    def rows(self, which: Int64[Tensor, " m"]) -> "ProbeSet":
+        """The same with some of the images."""
+        here = which.to(self.x.device)
+        return replace(self, x=self.x[here], y=self.y[here])
+
+    def walk(self, *, steps: int = STEPS, times: float = 1.0, loss: str | Loss = "ce") -> Attack:
+        """PGD from the image in a ball of `times` eps."""
+        eps = min(times * self.eps, self.whole)
+        return partial(
+            pgd, eps=eps, norm=self.norm, steps=steps, step=eps / min(steps, 4), random_start=False, loss=loss
+        )
+
+    def generator(self) -> Generator:
+        """Always the same."""
+        return Generator().manual_seed(self.seed)
+
+
+def draw(model: nn.Module, data: Images, images: int, *, eps: float, norm: str, batch_size: int, seed: int) -> ProbeSet:
+    """Images drawn from the data until there are enough that are right."""
+    order = torch.randperm(len(data), generator=Generator().manual_seed(seed))
+    device, found, count = device_of(model, data), [order[:0]], 0
+    for rows in order.split(batch_size):
+        x, y = data.float(rows).to(device), data.y[rows.to(data.y.device)].to(device)
+        with attacked(model, x, y) as (victim, x, y):
+            right = ~fooled(victim.logits(x), y).cpu()
+        found.append(rows[right])
+        count += int(right.sum())
+        if count >= images:
+            break
+    rows = torch.cat(found)[:images]
+    x, y = data.float(rows).to(device), data.y[rows.to(data.y.device)].to(device)
+    return ProbeSet(model, x, y, eps, norm, batch_size, seed)
+
+
+def check_surrogate(surrogate: nn.Module, model: nn.Module, data: Images) -> None:
+    """Shows the surrogate one image.
+
+    Raises:
+        InputError: it is on another device than the network, or has other classes than the data.
+    """
+    device, other = device_of(model, data), device_of(surrogate, data)
+    if device != other:
+        raise InputError(f"the surrogate is on {other}, the network on {device}: move one to the other")
+    with attacked(surrogate, data.float([0]).to(device), torch.zeros_like(data.y[:1])) as (victim, x, _):
+        classes = victim.logits(x).shape[1]
+    if classes != len(data.classes):
+        raise InputError(f"the surrogate has {classes} classes, the data {len(data.classes)}: take one for the same")
+
+
+def _gradients(probes: ProbeSet) -> Flag:
+    radius = probes.eps / probes.whole
 
     def measure(x: Tensor, y: Tensor) -> Tensor:
         """Of each image: is the gradient useless, and which part of the change that is seen does it account for?"""
-        with attacked(trial.model, x, y) as (victim, x, y):
+        with attacked(probes.model, x, y) as (victim, x, y):
             g = ascent(victim, x, y, loss=margin)[0]
-            keys, predicted, seen = image_keys(x, trial.generator()), torch.zeros(()), torch.zeros(())
+            keys, predicted, seen = image_keys(x, probes.generator()), torch.zeros(()), torch.zeros(())
             for direction in range(DIRECTIONS):
                 u = radius * signs(keys, tuple(x.shape[1:]), draw=direction).to(x.dtype)
                 up, down = (x + u).clamp(0, 1), (x - u).clamp(0, 1)
@@ -112,32 +202,32 @@ def _gradients(trial: Trial) -> Flag:
         none = (g == 0).flatten(1).all(1) | ~g.isfinite().flatten(1).all(1)
         return torch.stack([none, (predicted / seen).sqrt()], 1)
 
-    none, part = trial.each(measure).unbind(1)
+    none, part = probes.each(measure).unbind(1)
     return Flag(
         "zero gradients",
         _often((none > 0) | (part < ASTRAY)),
-        {"images": len(trial), "gradient zero or NaN": _mean(none), "part of the change accounted for": _median(part)},
+        {"images": len(probes), "gradient zero or NaN": _mean(none), "part of the change accounted for": _median(part)},
         "The gradient of the margin (largest wrong logit less the right one) is zero, or explains less than 1 % of the "
         "change that random steps of eps make: gradient attacks stand still. Attack without gradients (square, nes), "
         "or replace the layer that has none on the way back (BPDA).",
     )
 
 
-def _saturation(trial: Trial, plain: Bool[Tensor, " n"], scaled: Bool[Tensor, " n"]) -> Flag:
+def _saturation(probes: ProbeSet, plain: Bool[Tensor, " n"], scaled: Bool[Tensor, " n"]) -> Flag:
     def measure(x: Tensor, y: Tensor) -> Tensor:
         """Of each image: is the gradient of the cross-entropy zero where that of the margin is not? And its loss."""
-        with attacked(trial.model, x, y) as (victim, x, y):
+        with attacked(probes.model, x, y) as (victim, x, y):
             ce, loss, _ = ascent(victim, x, y, loss=cross_entropy)
             other = ascent(victim, x, y, loss=margin)[0]
         lost = (ce == 0).flatten(1).all(1) & (other != 0).flatten(1).any(1)
         return torch.stack([lost, loss], 1)
 
-    lost, loss = trial.each(measure).unbind(1)
+    lost, loss = probes.each(measure).unbind(1)
     return Flag(
         "loss saturation",
         _often(lost > 0) or _beats(scaled, plain),
         {
-            "images": len(trial),
+            "images": len(probes),
             "gradient zero": _mean(lost),
             "loss exactly 0": _mean(loss == 0),
             "right under PGD": _mean(~plain),
@@ -154,36 +244,36 @@ def scaled_cross_entropy(logits: Float[Tensor, "n classes"], y: Int64[Tensor, " 
     return cross_entropy(logits / (spread / RANGE).clamp(min=1)[:, None], y)
 
 
-def _randomized(trial: Trial) -> Flag:
+def _randomized(probes: ProbeSet) -> Flag:
     def measure(x: Tensor, y: Tensor) -> Tensor:
         """Of each image: the largest difference of its logits, of their range; and does its class change?"""
-        with attacked(trial.model, x, y) as (victim, x, _):
+        with attacked(probes.model, x, y) as (victim, x, _):
             every = torch.stack([victim.logits(x).nan_to_num() for _ in range(REPEATS)])
         first = every[0]
         away = (every - first).abs().amax((0, 2)) / (first.amax(1) - first.amin(1))
         return torch.stack([away, (every.argmax(2) != first.argmax(1)).any(0)], 1)
 
-    away, changed = trial.each(measure).unbind(1)
+    away, changed = probes.each(measure).unbind(1)
     return Flag(
         "randomized output",
         _often(away > NOISE),
-        {"images": len(trial), "difference of logits": _median(away), "class changes": _mean(changed)},
+        {"images": len(probes), "difference of logits": _median(away), "class changes": _mean(changed)},
         "The same image gives other logits when shown again, so a gradient is that of one draw. Average gradients "
         "over many draws in each step (EOT), and judge examples by many draws.",
     )
 
 
-def _black_box(trial: Trial, white: Bool[Tensor, " n"], surrogate: nn.Module | None) -> Flag:
+def _black_box(probes: ProbeSet, white: Bool[Tensor, " n"], surrogate: nn.Module | None) -> Flag:
     left = (~white).nonzero().squeeze(1)
-    rest = trial.rows(left)
-    found = rest.fooled_by(partial(square, eps=trial.eps, norm=trial.norm, queries=QUERIES))
+    rest = probes.rows(left)
+    found = rest.fooled_by(partial(square, eps=probes.eps, norm=probes.norm, queries=QUERIES))
     evidence: dict[str, float | None] = {
-        "images": len(trial),
+        "images": len(probes),
         "right under PGD, all losses": _mean(~white),
         "of these, Square fools": _mean(found),
     }
     if surrogate is not None:
-        moved = rest.fooled_by(partial(mifgsm, eps=trial.eps, norm=trial.norm), through=surrogate)
+        moved = rest.fooled_by(partial(mifgsm, eps=probes.eps, norm=probes.norm), through=surrogate)
         evidence["of these, transfer fools"] = _mean(moved)
         found = found | moved
     return Flag(
@@ -196,28 +286,27 @@ def _black_box(trial: Trial, white: Bool[Tensor, " n"], surrogate: nn.Module | N
     )
 
 
-def _unbounded(trial: Trial) -> Flag:
-    whole = 1.0 if trial.norm == "linf" else math.sqrt(trial.x[:1].numel() or 1)
-    attack = partial(pgd, eps=whole, norm=trial.norm, steps=STEPS, random_start=False)
-    left = ~trial.fooled_by(attack)
+def _unbounded(probes: ProbeSet) -> Flag:
+    attack = partial(pgd, eps=probes.whole, norm=probes.norm, steps=STEPS, random_start=False)
+    left = ~probes.fooled_by(attack)
     return Flag(
         "robust without bound",
         _often(left),
-        {"images": len(trial), "right under PGD": _mean(left)},
+        {"images": len(probes), "right under PGD": _mean(left)},
         "Where every pixel may take any value each image can be turned into one of another class, so an attack that "
         "works leaves nothing right. This one does not work.",
     )
 
 
-def _effort(trial: Trial, plain: Bool[Tensor, " n"]) -> Flag:
-    few, more = [trial.fooled_by(trial.walk(steps=steps)) for steps in (1, 5)]
-    wide, wider = [trial.fooled_by(trial.walk(steps=10, times=times)) for times in (2, 4)]
+def _effort(probes: ProbeSet, plain: Bool[Tensor, " n"]) -> Flag:
+    few, more = [probes.fooled_by(probes.walk(steps=steps)) for steps in (1, 5)]
+    wide, wider = [probes.fooled_by(probes.walk(steps=10, times=times)) for times in (2, 4)]
     pairs = [(few, more), (few, plain), (more, plain), (plain, wide), (plain, wider), (wide, wider)]
     named = {"1 step": few, "5 steps": more, "20 steps": plain, "2 eps": wide, "4 eps": wider}
     return Flag(
         "more effort hurts",
         any(_beats(first, second) for first, second in pairs),
-        {"images": len(trial)} | {f"right, {name}": _mean(~hit) for name, hit in named.items()},
+        {"images": len(probes)} | {f"right, {name}": _mean(~hit) for name, hit in named.items()},
         "More steps or a larger eps fool fewer images, though all that the weaker attack reaches is within reach of "
         "the stronger: the gradient leads astray. Use restarts, smaller steps, other losses, and attacks without it.",
     )

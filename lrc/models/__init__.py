@@ -15,6 +15,7 @@ from lrc.models.networks import (
     resnet18,
     vgg6,
 )
+from lrc.models.superclasses import Superclasses
 
 __all__ = [
     "BUILDERS",
@@ -25,6 +26,7 @@ __all__ = [
     "JPEG",
     "Normalize",
     "ResNet",
+    "Superclasses",
     "VGG",
     "alexnet",
     "build",

@@ -60,7 +60,9 @@ def test_it_prints_what_the_package_computes(folder):
     generator = torch.Generator().manual_seed(3)
     expected = lrc.evaluate(built().eval(), data, attacks=["fgsm", "pgd"], masking=False, generator=generator)
     found = Report.from_json((folder / "report.json").read_text())
-    assert {k: o.said for k, o in found.outcomes.items()} == {k: o.said for k, o in expected.outcomes.items()}
+    assert {k: o.predictions for k, o in found.results.items()} == {
+        k: o.predictions for k, o in expected.results.items()
+    }
     assert f"{100 * expected.accuracy('pgd').value:.1f}" in output
     assert all(word in output for word in ("fgsm", "pgd", "worst case", "house", "bungalow", "within"))
     assert "gradient masking" not in output
@@ -73,7 +75,7 @@ def test_a_folder_brings_its_network_and_its_data(folder):
     found = Report.from_json((folder / "report.json").read_text())
     expected = lrc.evaluate(built().eval(), data, attacks="fgsm", masking=False)
     assert (found.images, found.model) == (expected.images, expected.model)
-    assert found.outcomes["fgsm"].said == expected.outcomes["fgsm"].said
+    assert found.results["fgsm"].predictions == expected.results["fgsm"].predictions
     run("run", *SMALL, "--data", "shapes", "--json", "report.json")
     assert Report.from_json((folder / "report.json").read_text()).images != expected.images
 

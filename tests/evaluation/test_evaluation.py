@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from lrc.attacks import pgd
+from lrc.attacks import autoattack, pgd
 from lrc.data import Images
-from lrc.evaluation import accuracy, logits
+from lrc.evaluation import accuracy, evaluate, logits
 from lrc.utils.errors import InputError
 
 
@@ -60,6 +60,73 @@ def test_the_attack_is_applied(images):
 def test_no_images_are_named(images):
     with pytest.raises(InputError, match="no images"):
         accuracy(Brightest(), images.subset(0))
+
+
+class Gives(nn.Module):
+    """What it is told to give, of the logits of three classes."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return self.what(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("entrance", [accuracy, logits])
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda z: z[:, :, None, None],
+        lambda z: z[:, 0],
+        lambda z: z[:, :1],
+        lambda z: (z, z),
+        lambda z: {"logits": z},
+        lambda z: z[:1],
+        lambda z: z.missing,
+        lambda z: None,
+    ],
+)
+def test_what_is_no_logits_is_one_line(entrance, what, images, unchecked):
+    with pytest.raises(InputError) as error:
+        entrance(Gives(what), images)
+    assert "the network" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_classes_than_the_images_have_no_accuracy(images):
+    """Of the logits nothing is asked: a network's features may serve another set."""
+    wide = Gives(lambda z: z.repeat(1, 300))
+    with pytest.raises(InputError, match="the network has 900 classes, the data 3"):
+        accuracy(wide, images)
+    assert logits(wide, images).shape == (37, 900)
+
+
+@pytest.mark.parametrize("entrance", [accuracy, logits, lambda *args: evaluate(*args, attacks=(), masking=False)])
+def test_probabilities_are_noticed(entrance, images):
+    with pytest.warns(RuntimeWarning, match="probabilities"):
+        entrance(Gives(lambda z: z.softmax(1)), images)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(model=None), "the network must be a torch.nn.Module"),
+        (dict(images=[1]), "images must be lrc.Images, not list"),
+        (dict(batch_size=0), "batch_size must be a whole number >= 1"),
+        (dict(generator=7), "generator must be a torch.Generator"),
+        (dict(attack=lambda model, x, y: None), "gave NoneType, not images"),
+        (dict(attack=partial(pgd, eps=0.1, queries=1)), "cannot be called as an attack .*queries"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(change, says, images, unchecked):
+    with pytest.raises(InputError, match=says) as error:
+        accuracy(**dict(model=Brightest(), images=images) | change)
+    assert "\n" not in str(error.value)
+
+
+def test_an_ensemble_serves_as_an_attack_too(images):
+    attack = partial(autoattack, eps=1.0, version={"pgd": partial(pgd, steps=20)})
+    assert accuracy(Brightest(), images, attack=attack, generator=Generator().manual_seed(0)) == 0
 
 
 def test_the_model_is_left_as_it_was(images):

@@ -1,19 +1,19 @@
-"""Figures of a report against counting by hand, its intervals against scipy."""
+"""Figures of a report against counting by hand, its intervals and tests against their definitions."""
 
 import io
 import json
+import math
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from rich.console import Console
-from scipy.stats import binomtest
 from torch import Generator
 
 from lrc import plots
-from lrc.evaluation import Confusion, Cost, Flag, Outcome, Rate, Report, wilson
-from lrc.evaluation.rates import sign_test
+from lrc.evaluation import Confusion, Cost, Flag, Rate, Report, Result, wilson
+from lrc.evaluation.report import sign_test
 from lrc.utils.errors import InputError
 
 CLASSES = ("cat", "dog", "car", "ship", "van")
@@ -26,13 +26,13 @@ def drawn(seed, n=60):
     g = Generator().manual_seed(seed)
     y = torch.randint(5, (n,), generator=g)
     clean = torch.where(torch.rand(n, generator=g) < 0.7, y, torch.randint(5, (n,), generator=g))
-    outcomes = {"clean": Outcome("_as_it_is", tuple(clean.tolist()), Cost(0.5, n, 1, 0))}
+    results = {"clean": Result("_as_it_is", tuple(clean.tolist()), Cost(0.5, n, 1, 0))}
     for name in ("pgd", "square"):
         to = torch.randint(-1, 5, (n,), generator=g)
         said = torch.where((clean == y) & (torch.rand(n, generator=g) < 0.6), to, clean)
-        outcomes[name] = Outcome(f"{name}(steps=3)", tuple(said.tolist()), Cost(1.5, 4 * n, 4, 3))
+        results[name] = Result(f"{name}(steps=3)", tuple(said.tolist()), Cost(1.5, 4 * n, 4, 3))
     return Report(
-        CLASSES, tuple(y.tolist()), outcomes, 8 / 255, "linf", 7, images="abc", superclasses=KINDS, superclass_of=OF,
+        CLASSES, tuple(y.tolist()), results, 8 / 255, "linf", 7, images="abc", superclasses=KINDS, superclass_of=OF,
         flags=(FLAG,), versions={"torch": "2"},
     )  # fmt: skip
 
@@ -45,38 +45,43 @@ def report(request):
 def said(report, name):
     """By hand; in the worst case, of the first that is wrong."""
     if name != "worst case":
-        return list(report.outcomes[name].said)
-    every = [o.said for o in report.outcomes.values()]
+        return list(report.results[name].predictions)
+    every = [o.predictions for o in report.results.values()]
     wrong = [[o[i] for o in every if o[i] != y] for i, y in enumerate(report.labels)]
     return [w[0] if w else y for w, y in zip(wrong, report.labels, strict=True)]
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 1000])
-def test_intervals_are_those_of_scipy(count):
+def test_intervals_hold_the_shares_that_the_score_test_accepts(count):
+    """By definition: at each end the share lies 1.96 standard errors, those of the end, away; but for 0 and 1."""
     for right in {0, 1, count // 3, count - 1, count}:
-        expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-        assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
-        assert wilson(right, count)[0] <= right / count <= wilson(right, count)[1]  # to the last bit: bars are drawn so
-        assert Rate(right, count).interval == wilson(right, count) and Rate(right, count).value == right / count
+        low, high = wilson(right, count)
+        for end in {low, high} - {0.0, 1.0}:
+            error = math.sqrt(end * (1 - end) / count)
+            assert abs(right / count - end) == pytest.approx(1.959963984540054 * error, rel=1e-9)
+        assert low <= right / count <= high  # to the last bit: bars are drawn so
+        assert (low == 0) == (right == 0) and (high == 1) == (right == count)
+        assert Rate(right, count).interval == (low, high) and Rate(right, count).value == right / count
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (3, 3), (2, 9), (40, 17)])
-def test_the_sign_test_is_that_of_scipy(first, second):
-    expected = binomtest(first, first + second).pvalue if first + second else 1.0
-    assert sign_test(first, second) == pytest.approx(expected)
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (3, 3), (2, 9), (9, 2), (40, 17)])
+def test_the_sign_test_counts_the_tosses_that_are_as_uneven(first, second):
+    n, uneven = first + second, abs(first - second)
+    expected = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= uneven) / 2**n
+    assert sign_test(first, second) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["clean", "pgd", "square", "worst case"])
 def test_accuracies_are_counted_by_hand(report, name):
     right = [s == y for s, y in zip(said(report, name), report.labels, strict=True)]
-    assert report.said(name).tolist() == said(report, name) and report.right(name).tolist() == right
+    assert report.predictions(name).tolist() == said(report, name) and report.right(name).tolist() == right
     assert report.accuracy(name) == Rate(sum(right), 60)
-    for k, (label, rate) in enumerate(report.by_class(name).items()):
+    for k, rate in zip(range(5), report.by_class(name), strict=True):
         mine = [r for r, y in zip(right, report.labels, strict=True) if y == k]
-        assert label == CLASSES[k] and rate == Rate(sum(mine), len(mine))
-    for g, (label, rate) in enumerate(report.by_superclass(name).items()):
+        assert rate == Rate(sum(mine), len(mine))
+    for g, rate in zip(range(2), report.by_superclass(name), strict=True):
         mine = [r for r, y in zip(right, report.labels, strict=True) if OF[y] == g]
-        assert label == KINDS[g] and rate == Rate(sum(mine), len(mine))
+        assert rate == Rate(sum(mine), len(mine))
     assert report.nonfinite(name) == said(report, name).count(-1)
 
 
@@ -98,23 +103,23 @@ def test_confusion_is_counted_by_hand(report, name):
 
 def test_the_worst_case_is_no_better_than_any(report):
     worst = report.right("worst case")
-    assert all((worst <= report.right(name)).all() for name in report.outcomes)
+    assert all((worst <= report.right(name)).all() for name in report.results)
     assert report.names == ("clean", "pgd", "square", "worst case") and report.attacks == ("pgd", "square")
     assert report.raised == ("zero gradients",)
 
 
 def test_where_nothing_was_fooled_there_is_no_rate():
     y = (0, 1, 2)
-    report = Report(CLASSES, y, {"clean": Outcome("", y, Cost())}, 0.1, "linf", 0, superclasses=KINDS, superclass_of=OF)
+    report = Report(CLASSES, y, {"clean": Result("", y, Cost())}, 0.1, "linf", 0, superclasses=KINDS, superclass_of=OF)
     found = report.confusion()
     assert isinstance(found, Confusion) and found.rate == Rate(0, 0) and found.chance != found.chance
     assert Report.from_json(report.to_json()) == report
-    assert report.by_class()["van"].value != report.by_class()["van"].value and str(Rate(0, 0)) == "-"
+    assert report.by_class()[4].value != report.by_class()[4].value and str(Rate(0, 0)) == "-"
 
 
 def test_without_superclasses_only_they_are_missing(report):
     bare = replace(report, superclasses=(), superclass_of=())
-    assert bare.by_superclass() == {} and bare.by_class() == report.by_class()
+    assert bare.by_superclass() == () and bare.by_class() == report.by_class()
     with pytest.raises(InputError, match="no superclasses"):
         bare.confusion("pgd")
     assert Report.from_json(bare.to_json()) == bare and "confusion" not in bare.to_json()
@@ -127,13 +132,34 @@ def test_json_brings_back_the_same_report(report):
     assert Report.from_json(replace(report, flags=None).to_json()).flags is None
 
 
+def test_a_damaged_report_is_refused_in_one_line(report):
+    """A byte changed anywhere: refused, or the same report, where the byte means nothing."""
+    text, g = report.to_json().encode(), Generator().manual_seed(0)
+    for place in torch.randint(len(text), (60,), generator=g).tolist():
+        changed = bytearray(text)
+        changed[place] ^= 1 << int(torch.randint(7, (), generator=g))
+        try:
+            assert Report.from_json(changed.decode()) == report
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_two_classes_of_one_name_keep_a_figure_each(report):
+    twice = replace(report, classes=("crane", "dog", "crane", "ship", "van"), superclasses=("a", "a"))
+    assert twice.by_class("pgd") == report.by_class("pgd") and twice.by_superclass() == report.by_superclass()
+    figures = [json.loads(r.to_json())["figures"]["pgd"] for r in (twice, report)]
+    assert figures[0] == figures[1] and text(twice).count("crane") == 2
+    assert len([t for t in plots.report(twice).lines if t.get_marker() == "o"]) == 2 * len(report.names)
+    plt.close("all")
+
+
 def test_json_holds_the_figures_for_other_readers(report):
     found = json.loads(report.to_json())["figures"]
     for name in report.names:
         low, high = report.accuracy(name).interval
         assert found[name]["accuracy"] == report.accuracy(name).value and found[name]["interval"] == [low, high]
         assert found[name]["confusion"]["within"] == report.confusion(name).within
-        assert found[name]["by_class"]["dog"] == report.by_class(name)["dog"].value
+        assert found[name]["by_class"][1] == report.by_class(name)[1].value
 
 
 def test_json_is_compact():
@@ -149,11 +175,11 @@ def test_what_is_no_report_is_named(bad):
 
 def test_two_reports_are_compared_image_by_image():
     one, two = drawn(0), drawn(0)
-    other = list(two.outcomes["pgd"].said)
+    other = list(two.results["pgd"].predictions)
     right = [i for i, y in enumerate(one.labels) if other[i] == y]
     for i in right[:5]:
         other[i] = (one.labels[i] + 1) % 5
-    two = replace(two, outcomes=two.outcomes | {"pgd": replace(two.outcomes["pgd"], said=tuple(other))})
+    two = replace(two, results=two.results | {"pgd": replace(two.results["pgd"], predictions=tuple(other))})
     found = one.compare(two, "pgd")
     assert (found.only_first, found.only_second) == (5, 0) and found.p_value == pytest.approx(2 / 2**5)
     with pytest.raises(InputError, match="other images"):
@@ -193,6 +219,6 @@ def test_the_plot_shows_accuracies_and_superclasses(report):
     widths = [bar.get_width() for bar in ax.patches]
     assert widths == pytest.approx([100 * report.accuracy(name).value for name in report.names])
     dots = {line.get_label(): line for line in ax.lines if line.get_label() in KINDS}
-    assert dots["vehicles"].get_xdata()[0] == pytest.approx(100 * report.by_superclass("clean")["vehicles"].value)
+    assert dots["vehicles"].get_xdata()[0] == pytest.approx(100 * report.by_superclass("clean")[1].value)
     assert [t.get_text() for t in ax.get_yticklabels()] == list(report.names) and ax.get_title() == "T"
     plt.close("all")

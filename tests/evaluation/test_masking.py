@@ -257,7 +257,7 @@ def test_where_nothing_is_right_there_is_nothing_to_look_at():
 def test_bad_input_is_named(images):
     with pytest.raises(InputError, match="the surrogate has 3 classes, the data 16"):
         masking_flags(network(), images, surrogate=Linear(3, (3, 16, 16)))
-    with pytest.raises(InputError, match="at least 1 image"):
+    with pytest.raises(InputError, match="images must be a whole number >= 1"):
         masking_flags(network(), images, images=0)
 
 

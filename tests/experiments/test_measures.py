@@ -322,7 +322,7 @@ def test_errors_are_parted_as_by_counting(monkeypatch):
     def evaluated(network, images, *, generator, **options):
         assert network is model and torch.equal(images.x, test.x)
         calls.append(options | {"seed": generator.initial_seed()})
-        return SimpleNamespace(attacks=(*said,)[1:], said=lambda name: torch.tensor(said[name]))
+        return SimpleNamespace(attacks=(*said,)[1:], predictions=lambda name: torch.tensor(said[name]))
 
     monkeypatch.setattr(measures, "evaluate", evaluated)
     figures = measures.boosting(model, wanted)
@@ -346,7 +346,7 @@ def test_robustness_is_that_of_attacks_within_the_radius_and_is_kept(tmp_path):
         clean = model(some.float()).argmax(1).tolist()
     generator = Generator().manual_seed(0)
     report = evaluate(model, some, attacks=ask["attacks"], eps=EPS, masking=False, generator=generator)
-    said = {"clean": clean} | {name: report.said(name).tolist() for name in ask["attacks"]}
+    said = {"clean": clean} | {name: report.predictions(name).tolist() for name in ask["attacks"]}
     for name, answers in (said | {"worst": first_wrong(said.values(), some.y)}).items():
         found = figures[name], figures[f"{name}_within"], figures[f"{name}_across"]
         assert found == pytest.approx(parted(answers, some.y, some.classes))

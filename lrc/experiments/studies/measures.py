@@ -101,7 +101,7 @@ def boosting(
         raise InputError("images without superclasses: errors cannot be parted into within and across")
     report = evaluate(model, some, attacks=attacks, eps=radius(recipe), masking=False, generator=_generator(), out=out)
     groups = some.hierarchy.groups()
-    said = {name: report.said(name) for name in ("clean", *report.attacks)}
+    said = {name: report.predictions(name) for name in ("clean", *report.attacks)}
     others = torch.stack([said[name] for name in said if name != "autoattack"])
     said["worst"] = others.gather(0, (others != some.y.cpu()).int().argmax(0)[None])[0]
     attacked = accuracy(
