@@ -123,7 +123,7 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
 
 def _obtain(wanted: Recipe, *, name: str, progress: bool = False, mend: str = "") -> nn.Module:
     """The network of any recipe, as `obtain` gives it; `mend` says how several processes come to have it."""
-    if shipped := _shipped(wanted):
+    if shipped := shipped_as(wanted):
         return load(shipped).to(device())
     place = _kept(wanted)
     weights = place / WEIGHTS_FILE
@@ -160,7 +160,7 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     missing = [
         (name, change)
         for name, change in wanted
-        if not _shipped(it := recipe(name, change=change, limit=limit)) and not (_kept(it) / WEIGHTS_FILE).exists()
+        if not shipped_as(it := recipe(name, change=change, limit=limit)) and not (_kept(it) / WEIGHTS_FILE).exists()
     ]
     if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
         try:
@@ -176,7 +176,7 @@ def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None
     return [obtain(name, change=change, limit=limit) for name, change in wanted]
 
 
-def _shipped(wanted: Recipe) -> str | None:
+def shipped_as(wanted: Recipe) -> str | None:
     """The name of the shipped network that this recipe makes, whatever the name it was asked for by."""
     same = essence(wanted)
     alike = (name for name in names() if (WEIGHTS / f"{name}.safetensors").exists() and essence(recipe(name)) == same)
@@ -201,7 +201,7 @@ def metrics(name: str, *, change: Change | None = None, limit: int | None = None
         InputError: it is neither.
     """
     wanted = recipe(name, change=change, limit=limit)
-    if shipped := _shipped(wanted):
+    if shipped := shipped_as(wanted):
         return list(info(shipped)["metrics"])
     place = _kept(wanted)
     if not (place / WEIGHTS_FILE).exists():

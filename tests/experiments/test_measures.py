@@ -4,6 +4,7 @@ import json
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from drawing import HELD, TINY, few
@@ -11,11 +12,12 @@ from torch import Generator, nn
 
 from lrc import zoo
 from lrc.attacks import pgd
-from lrc.clustering import class_correlation
+from lrc.clustering import class_correlation, contrast
 from lrc.data import Images, as_superclasses, shapes
 from lrc.data.sources import SOURCES
 from lrc.evaluation import Superclasses, evaluate
 from lrc.experiments.studies import measures
+from lrc.linearization import linear_map
 from lrc.training.heads import with_new_head
 from lrc.training.objectives import named
 from lrc.utils.errors import InputError
@@ -383,3 +385,51 @@ def test_images_without_superclasses_are_refused_before_the_attacks(monkeypatch)
     monkeypatch.setattr(measures, "evaluate", lambda *_, **__: pytest.fail("attacked"))
     with pytest.raises(InputError, match="images without superclasses"):
         measures.boosting(model, wanted)
+
+
+def test_energy_of_colour_by_hand():
+    flat = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])[:, :, None, None].expand(3, 3, 4, 4)
+    ripple = torch.tensor([1.0, -1.0]).repeat(8).view(4, 4) * torch.tensor([1.0, 2.0, -3.0])[:, None, None, None]
+    assert measures.colour_energy(flat) == pytest.approx(1)
+    assert measures.colour_energy(ripple.expand(3, 3, 4, 4)) == pytest.approx(0, abs=1e-12)
+    # centred colours have energy 3 * 16 * 2 / 3, the ripple 3 * 16 * 14
+    assert measures.colour_energy(flat + ripple) == pytest.approx(32 / (32 + 672))
+    shifted = flat + torch.rand(3, 4, 4, generator=Generator().manual_seed(0))  # the same for all classes
+    assert measures.colour_energy(shifted) == pytest.approx(1)
+
+
+def test_alike_is_a_correlation_over_pairs():
+    C = class_correlation(torch.randn(5, 7, generator=Generator().manual_seed(0)))
+    assert measures.alike(C, 3 * C + 1) == pytest.approx(1)
+    assert measures.alike(C, -C) == pytest.approx(-1)
+    order = torch.triu_indices(5, 5, 1)
+    D = class_correlation(torch.randn(5, 7, generator=Generator().manual_seed(1)))
+    expected = np.corrcoef(C[order[0], order[1]], D[order[0], order[1]])[0, 1]
+    assert measures.alike(C, D) == pytest.approx(expected, abs=1e-5)
+
+
+def test_maps_are_those_of_network_and_images():
+    wanted, model = trained("shapes-resnet8-standard")
+    found = measures.maps(model, wanted, images=20)
+    rest, _, test = zoo.split_images(wanted)
+    groups = rest.hierarchy.groups()
+    W = linear_map(model)
+    means = torch.stack([rest.float()[rest.y == k].mean(0) for k in range(16)])
+    local = torch.autograd.functional.jacobian(lambda x: model(x).sum(0), test.float()[:20]).sum(1)
+    colour = W.mean((2, 3), keepdim=True)
+    maps = {"": W, "_colour": colour, "_uncoloured": W - colour, "_means": means, "_local": local}
+    for name, rows in maps.items():
+        expected = contrast(class_correlation(rows, centre=True), groups)
+        assert found[f"contrast{name}"] == pytest.approx(expected, abs=1e-4)
+    assert found["means"] == pytest.approx(
+        measures.alike(class_correlation(W, centre=True), class_correlation(means, centre=True)), abs=1e-4
+    )
+
+
+def test_clusters_adds_what_the_network_gets_right():
+    wanted, model = trained("shapes-resnet8-standard")
+    found = measures.clusters(model, wanted, images=30)
+    some = zoo.split_images(wanted)[2].subset(30)
+    assert found["clean"] == pytest.approx((model(some.float()).argmax(1) == some.y).float().mean())
+    assert found["images"] == 30 and found["pgd20"] <= found["clean"]
+    assert found.keys() > measures.maps(model, wanted, images=4).keys()

@@ -76,8 +76,8 @@ def test_another_seed_of_a_shipped_network_is_found_if_it_is_shipped_too():
     found, same = zoo.obtain("cifar10-small-standard", change=change), zoo.load("cifar10-small-standard-1")
     assert all(torch.equal(v.cpu(), same.state_dict()[k]) for k, v in found.state_dict().items())
     assert zoo.metrics("cifar10-small-standard", change=change) == zoo.metrics("cifar10-small-standard-1")
-    assert zoo._shipped(zoo.recipe("cifar10-small-standard", change=change, limit=40)) is None
-    assert zoo._shipped(zoo.recipe("cifar10-small-standard", change={"training": {"seed": 3}})) is None
+    assert zoo.shipped_as(zoo.recipe("cifar10-small-standard", change=change, limit=40)) is None
+    assert zoo.shipped_as(zoo.recipe("cifar10-small-standard", change={"training": {"seed": 3}})) is None
 
 
 def test_the_metrics_are_those_of_the_recipe():

@@ -18,7 +18,7 @@ from lrc.linearization import linear_map, mean_local_map
 from lrc.training.heads import with_new_head
 from lrc.utils.errors import InputError
 
-__all__ = ["MEASURES", "boosting", "clusters", "colour_energy", "subpopulations"]
+__all__ = ["MEASURES", "alike", "boosting", "clusters", "colour_energy", "maps", "matrices", "subpopulations"]
 
 Figures = dict[str, Any]
 
@@ -112,16 +112,16 @@ def boosting(
     return figures | {"superclass_attacked": attacked, "spread": spread, "images": len(some)} | _contrast(model, groups)
 
 
-def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path | None = None) -> Figures:
+def maps(model: nn.Module, recipe: Recipe, *, images: int = 200, out: Path | None = None) -> Figures:
     """Whether the classes of a network cluster, and how much of that is what the class means of its images have.
 
     Args:
-        images: of the test set that accuracies are measured on, at most; the mean local map is that of the first 200.
+        images: of the test set, that the mean local map is taken over.
         out: unused, as all this takes less than a minute.
 
     Returns:
-        `clean` and `pgd20`, accuracies in [0, 1]. Centred, of W, of its mean `_colour`, of the mean `_local` map and of
-        the class `_means` of the training images: `contrast` between superclasses, and their `rank` among all splits.
+        Centred, of W, of its mean `_colour`, of W `_uncoloured`, of the mean `_local` map and of the class `_means` of
+        the training images: `contrast` between superclasses, and their `rank` among all splits.
         `means` and `local_means`: the correlation of the entries of C, of W and of the local map, with those of the
         class means. `colour`, the share of the energy of W in its mean colour; `effective_rank` of W.
 
@@ -131,24 +131,34 @@ def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path 
     rest, _, test = zoo.split_images(recipe)
     if rest.hierarchy is None:
         raise InputError("images without superclasses: there is no contrast between them")
-    groups, some = rest.hierarchy.groups(), test.subset(min(images, len(test)))
-    W = linear_map(model).cpu()
-    at = next(model.parameters()).device
-    local = mean_local_map(model, some.float(torch.arange(min(200, len(some)))).to(at)).cpu()
-    maps = {"": W, "_local": local, "_means": class_means(rest), "_colour": W.mean((2, 3))}
-    C = {name: class_correlation(rows, centre=True) for name, rows in maps.items()}
-    figures = {
-        key: value for key, value in zoo.figures(model, some, eps=radius(recipe)).items() if "contrast" not in key
-    }
-    for name, matrix in C.items():
-        test_of = permutation_test(matrix, groups)
+    W, x = linear_map(model), test.float(torch.arange(min(images, len(test))))
+    local = mean_local_map(model, x.to(W.device)).cpu()
+    found = matrices(W.cpu()) | {"_local": class_correlation(local, centre=True)}
+    found["_means"] = class_correlation(class_means(rest), centre=True)
+    figures: Figures = {}
+    for name, C in found.items():
+        test_of = permutation_test(C, rest.hierarchy.groups())
         figures |= {f"contrast{name}": test_of.statistic, f"rank{name}": test_of.rank}
     return figures | {
-        "means": _alike(C[""], C["_means"]),
-        "local_means": _alike(C["_local"], C["_means"]),
+        "means": alike(found[""], found["_means"]),
+        "local_means": alike(found["_local"], found["_means"]),
         "colour": colour_energy(W),
         "effective_rank": effective_rank(W, centre=True),
     }
+
+
+def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path | None = None) -> Figures:
+    """`maps`, and `clean` and `pgd20`, the accuracies in [0, 1] on so many test `images`."""
+    some = zoo.split_images(recipe)[2]
+    measured = zoo.figures(model, some.subset(min(images, len(some))), eps=radius(recipe))
+    return {key: measured[key] for key in ("images", "clean", "pgd20")} | maps(model, recipe)
+
+
+def matrices(W: Tensor) -> dict[str, Tensor]:
+    """The centred C of W, [classes, channels, height, width], of its mean colours alone, and of the rest of it."""
+    colour = W.mean((2, 3), keepdim=True)
+    parts = {"": W, "_colour": colour, "_uncoloured": W - colour}
+    return {name: class_correlation(part, centre=True) for name, part in parts.items()}
 
 
 def colour_energy(W: Tensor) -> float:
@@ -157,7 +167,7 @@ def colour_energy(W: Tensor) -> float:
     return float(rows.mean((2, 3), keepdim=True).expand_as(rows).square().sum() / rows.square().sum())
 
 
-def _alike(C: Tensor, D: Tensor) -> float:
+def alike(C: Tensor, D: Tensor) -> float:
     """Pearson correlation of the entries of two class correlations off the diagonal."""
     above = torch.ones_like(C, dtype=torch.bool).triu(1)
     return float(torch.corrcoef(torch.stack([C[above], D[above]]).double())[0, 1])
@@ -167,6 +177,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
     "subpopulations": subpopulations,
     "boosting": boosting,
     "clusters": clusters,
+    "maps": maps,
 }
 """By the names that studies have for them."""
 

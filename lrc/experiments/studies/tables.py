@@ -15,6 +15,7 @@ from lrc.experiments.recipe import recipe
 from lrc.experiments.studies.measures import MEASURES
 from lrc.experiments.studies.plan import Row, row, rows, study_called
 from lrc.experiments.studies.records import Figures, check, kept, options, record, recorded
+from lrc.utils.devices import device
 from lrc.utils.errors import InputError
 
 __all__ = ["column", "make", "paired", "table"]
@@ -82,6 +83,8 @@ def paired(found: Sequence[Figures], model: str, other: str, figure: str, *, ove
 def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
     """Trains and measures the row called `name`, and records it in the package. What was broken off goes on.
 
+    What is shipped is not trained anew.
+
     Args:
         name: of a row.
         work: folder for checkpoints, weights and verdicts; a second process waits for one that makes the same row.
@@ -96,7 +99,12 @@ def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
     place = Path(work) / name
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):
-        network, history = zoo.trained(recipe(wanted.recipe, change=wanted.change), place=place, progress=progress)
+        made = recipe(wanted.recipe, change=wanted.change)
+        shipped = zoo.shipped_as(made)
+        if shipped:
+            network, history = zoo.load(shipped).to(device()), zoo.info(shipped)["metrics"]
+        else:
+            network, history = zoo.trained(made, place=place, progress=progress)
         figures = _measured(wanted, network, out=place / "evaluation")
         record(wanted, figures, seconds=sum(epoch["seconds"] for epoch in history))
     return figures
