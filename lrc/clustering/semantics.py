@@ -23,6 +23,7 @@ def mantel_test(
     C: Float[Tensor, "classes classes"],
     distance: Float[Tensor, "others others"],
     *,
+    given: Float[Tensor, "others others"] | None = None,
     samples: int = 10_000,
     generator: Generator | None = None,
 ) -> PermutationTest:
@@ -35,12 +36,14 @@ def mantel_test(
     Args:
         C: the class correlation. A matrix that is not symmetric counts each pair in both orders.
         distance: such as `Hierarchy.distance` or `wordnet_distance`, of the same classes in the same order.
+        given: a third distance, what of the correlation it explains is left out: the partial test, on the residuals of
+            the ranks by those of `given`, which are permuted (Smouse et al. 1986; Legendre 2000, method 2).
         samples: number of random permutations, where not all are tried.
         generator: of the random permutations; a new one with seed 0 if absent.
 
     Raises:
-        InputError: matrices of different size, values that are not finite, all correlations or distances alike, or no
-            samples.
+        InputError: matrices of different size, values that are not finite, all correlations or distances alike, one
+            that `given` explains altogether, or no samples.
 
     >>> C = torch.tensor([[1.0, 0.8, 0.1, 0.2], [0.8, 1.0, 0.3, 0.1], [0.1, 0.3, 1.0, 0.9], [0.2, 0.1, 0.9, 1.0]])
     >>> distance = torch.tensor([[0.0, 1, 2, 2], [1, 0, 2, 2], [2, 2, 0, 1], [2, 2, 1, 0]])
@@ -49,6 +52,10 @@ def mantel_test(
     """
     ours, theirs = _ranks(1 - as_matrix(C)), _ranks(as_matrix(distance))
     off_diagonal(ours, theirs)
+    if given is not None:
+        third = _ranks(as_matrix(given))
+        off_diagonal(ours, third)
+        ours, theirs = _residual(ours, third), _residual(theirs, third)
     n = len(ours)
     exact = math.factorial(n) <= EXACT_LIMIT
     identity = torch.arange(n)
@@ -66,3 +73,13 @@ def _ranks(matrix: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes c
     if not (size := ranks.norm()):
         raise InputError("all classes are equally far apart: there is nothing to correlate")
     return torch.zeros_like(matrix).masked_scatter_(off, ranks / size)
+
+
+def _residual(
+    ranks: Float[Tensor, "classes classes"], given: Float[Tensor, "classes classes"]
+) -> Float[Tensor, "classes classes"]:
+    """What of the ranks is orthogonal to those given, of norm one."""
+    rest = ranks - (ranks * given).sum() * given
+    if not (size := rest.norm()) > 1e-9:
+        raise InputError("`given` orders the classes as the other distance does: nothing is left to correlate")
+    return rest / size

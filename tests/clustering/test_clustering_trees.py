@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -192,6 +192,33 @@ def test_mantel_test_by_enumeration():
     assert (result.n_splits, result.exact) == (120, True)
     assert result.p_value == sum(v >= values[0] - 1e-9 for v in values) / 120
     assert result.rank == 1 + sum(v > values[0] + 1e-9 for v in values)
+
+
+def test_partial_mantel_test_is_the_partial_rank_correlation():
+    """By the textbook's formula of three rank correlations, in place of residuals; the p value by all permutations."""
+    C, distance, given = correlation(5, seed=3), whole(5, largest=3, seed=1), whole(5, largest=9, seed=2)
+    upper = np.triu_indices(5, 1)
+    xy, xz, yz = (
+        spearmanr(a.numpy()[upper], b.numpy()[upper]).statistic
+        for a, b in ((1 - C, distance), (1 - C, given), (distance, given))
+    )
+    result = mantel_test(C, distance, given=given)
+    assert result.statistic == pytest.approx((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)), abs=1e-12)
+    x, y, z = (np.apply_along_axis(rankdata, 0, m.numpy()[upper]) for m in (1 - C, distance, given))
+    x, y = (m - np.polyval(np.polyfit(z, m, 1), z) for m in (x, y))
+    left, right = squareform(x), squareform(y)
+    values = [(left[np.ix_(o, o)] * right).sum() for o in map(list, itertools.permutations(range(5)))]
+    assert result.p_value == sum(v >= values[0] - 1e-9 for v in values) / 120
+
+
+def test_what_a_third_distance_explains_is_left_out():
+    """Both follow the third, and nothing else: a strong correlation that the partial test does not see."""
+    given, noise = normal(12, 12, seed=1), [normal(12, 12, seed=s) for s in (2, 3)]
+    first, second = (given + given.T + 0.3 * (n + n.T) for n in noise)
+    assert mantel_test(1 - first, second, samples=200).p_value < 0.01
+    assert mantel_test(1 - first, second, given=given + given.T, samples=200).p_value > 0.05
+    with pytest.raises(lrc.InputError, match="nothing is left to correlate"):
+        mantel_test(1 - first, second, given=2 * second + 1)
 
 
 def test_mantel_test_samples_where_there_are_too_many(monkeypatch):
