@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import lrc
-from lrc.experiments.recipe import EPS, number, radius
+from lrc.experiments.recipe import EPS, number, read, recipes
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,19 +137,18 @@ def list_command() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lrc.experiments import zoo
+    from lrc.experiments.store import info
 
     table = Table(box=None, expand=True)
     table.add_column("name", no_wrap=True)
     for header in ("eps", "clean", "PGD-20", "AutoAttack"):
         table.add_column(header, justify="right")
     table.add_column("about", no_wrap=True, ratio=1)
-    for name in zoo.names():
-        record = zoo.info(name)
-        figures = record.get("figures", {})
+    for name, recipe in recipes().items():
+        figures = info(name).get("figures", {})
         found = [figures.get("clean"), figures.get("pgd20"), figures.get("autoattack", {}).get("robust")]
         shown = ("-" if share is None else f"{share:.1%}" for share in found)
-        table.add_row(name, f"{255 * radius(record['recipe']):.3g}/255", *shown, record["recipe"]["about"])
+        table.add_row(name, f"{255 * recipe.radius:.3g}/255", *shown, recipe.about)
     Console().print(table)
 
 
@@ -158,9 +157,9 @@ def show(name: str) -> None:
     """Recipe and figures of one network, as JSON."""
     from rich.console import Console
 
-    from lrc.experiments import zoo
+    from lrc.experiments.store import info
 
-    Console().print_json(data=zoo.info(name))
+    Console().print_json(data=info(name))
 
 
 @zoo_app.command()
@@ -175,7 +174,7 @@ def make(
     """Train networks by their recipes, measure them, and write figures, and weights to be shipped, into the package."""
     from lrc.experiments import zoo
 
-    for name in names or [name for name in zoo.names() if zoo.recipe(name).get("shipped")]:
+    for name in names or [name for name in zoo.names() if zoo.recipe(name).shipped]:
         figures = zoo.make(name, work=work, images=images, judged=judged, progress=sys.stderr.isatty())["figures"]
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
 
@@ -202,7 +201,7 @@ def _network(model: str, weights: Path | None) -> "tuple[nn.Module, dict[str, An
     if weights is not None:
         raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
     if model in zoo.names():
-        network, section = zoo.obtain(model, progress=True), zoo.recipe(model)["data"]
+        network, section = zoo.obtain(model, progress=True), zoo.recipe(model).written()["data"]
     elif Path(model).is_dir():
         network, section = _trained(Path(model))
     else:
@@ -213,34 +212,20 @@ def _network(model: str, weights: Path | None) -> "tuple[nn.Module, dict[str, An
 
 def _trained(folder: Path) -> "tuple[nn.Module, dict[str, Any]]":
     """The network in a folder that `lrc train` wrote, and the section of its data."""
-    import json
-
-    import torch
-    from safetensors.torch import load_file
-
-    from lrc.models import build
+    from lrc.experiments import fitting, store
     from lrc.utils.devices import device
 
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        options = dict(config["network"])
-        network = build(options.pop("name"), **options)
-        network.load_state_dict(load_file(folder / "weights.safetensors"))
-        section = dict(config["data"])
-    except InputError:
-        raise
-    except Exception as error:  # missing, damaged, of another network
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise InputError(f"{folder} holds no network of lrc train: {type(error).__name__}: {reason}") from error
-    return network.to(memory_format=torch.channels_last).to(device()).eval(), section
+    made = read(store.settings(folder), where=str(folder))
+    return fitting.restore(made, folder / store.WEIGHTS_FILE).to(device()), made.written()["data"]
 
 
 def _own(model: str, weights: Path | None) -> "nn.Module":
     """What the user's function builds, with weights from their file, if any."""
     import importlib
 
-    from safetensors.torch import load_file
     from torch import nn
+
+    from lrc.experiments import store
 
     module, _, function = model.partition(":")
     if not module or not function:
@@ -254,10 +239,7 @@ def _own(model: str, weights: Path | None) -> "nn.Module":
     if not isinstance(network, nn.Module):
         raise InputError(f"{model} gave a {type(network).__name__}, not a torch.nn.Module")
     if weights is not None:
-        try:
-            network.load_state_dict(load_file(weights))
-        except Exception as error:  # missing, damaged, or of another network: the reader needs the first line only
-            raise InputError(f"{weights}: {str(error).splitlines()[0]}") from error
+        store.fill(network, weights)
     return network
 
 

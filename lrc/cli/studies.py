@@ -6,11 +6,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from lrc.experiments import studies, zoo
-from lrc.utils.devices import device
 from lrc.utils.errors import InputError
 
 
@@ -26,6 +23,11 @@ def study(
 
     A row that is named is measured and recorded anew; it is trained anew where --work holds no weights of it.
     """
+    import torch
+
+    from lrc.experiments import studies, zoo
+    from lrc.utils.devices import device
+
     wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
         missing = {row for name in studies.names() for row in studies.left(name)}
@@ -53,6 +55,8 @@ def study(
 
 def _rows(name: str, *, all_of_them: bool) -> list[str]:
     """The rows to make: those of a study that are missing, or the one of that name."""
+    from lrc.experiments import studies
+
     if name in studies.names():
         return [row.name for row in studies.rows(name)] if all_of_them else studies.left(name)
     try:
@@ -62,5 +66,7 @@ def _rows(name: str, *, all_of_them: bool) -> list[str]:
 
 
 def _make(name: str, work: Path) -> None:
+    from lrc.experiments import studies
+
     studies.make(name, work=work)
     print(f"{name}: recorded", flush=True)

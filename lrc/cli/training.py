@@ -1,27 +1,26 @@
 """`lrc train`: a recipe from the command line, trained, measured, and kept in a folder of its own."""
 
-import inspect
 import json
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-import lrc
-from lrc.data import Images
-from lrc.experiments import zoo
-from lrc.experiments.recipe import Recipe, radius
-from lrc.models import build
-from lrc.training import distributed
-from lrc.training.checkpoints import LAST, PREVIOUS
-from lrc.utils.devices import device
+from lrc.experiments.recipe import Recipe, checked, read
 from lrc.utils.errors import InputError
-from lrc.utils.files import write_text
 
-DEFAULTS: Recipe = {
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lrc.data import Images
+
+Sections = dict[str, Any]
+
+DEFAULTS: Sections = {
     "data": {"name": "cifar10", "validation": 1000},
     "network": {"name": "resnet18"},
     "objective": {"name": "adversarial"},
@@ -34,11 +33,6 @@ SECTIONS = {
     "objective": ("eps", "steps", "step", "beta", "clustering", "awp"),
     "training": ("epochs", "batch_size", "lr", "weight_decay", "precision", "seed", "ema", "compile", "tensorboard"),
 }
-FREE = ("compile", "tensorboard", "checkpoint_every")  # may differ where a training goes on
-
-
-FIXED = ("model", "data", "objective", "validation", "attack", "schedule", "watch", "stop", "out", "progress")
-"""Arguments of `lrc.train` that no recipe holds: what they are follows from it, or from the command."""
 
 
 def option(text: str, *names: str, **limits: Any) -> Any:
@@ -83,43 +77,42 @@ def train(
     figures.json; lrc evaluate OUT and lrc inspect OUT go on from there.
     """
     given = dict(locals())  # the options, by name
+    from lrc.experiments import fitting, store, zoo
+    from lrc.training import distributed
+    from lrc.utils.devices import device
+
     fabric = distributed.join(device())
-    recipe = _recipe(DEFAULTS if config is None else _read(config), given, set or [])
-    test = _complete(recipe)
-    _check_folder(out, recipe)
+    recipe, test = _complete(_recipe(DEFAULTS if config is None else _read(config), given, set or []))
     zoo.objective(
         recipe, test.hierarchy
     )  # may be refused, or train a teacher: before there is a trace of this training
+    with store.alone(out) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            store.claim(out, recipe)
+        model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
+        figures = fitting.figures(
+            model, test, eps=recipe.radius, measure=partial(distributed.shared_accuracy, fabric=fabric)
+        ) | {"eps": recipe.radius}
+        if fabric.is_global_zero:
+            _keep(out, model, recipe, figures, history)
     if fabric.is_global_zero:
-        _write(out / "config.json", recipe)
-    model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
-    within = radius(recipe)
-    figures = zoo.figures(model, test, eps=within, measure=partial(distributed.shared_accuracy, fabric=fabric)) | {
-        "eps": within
-    }
-    if fabric.is_global_zero:
-        _keep(out, model, figures, epochs=len(history))
         stopped = f"stopped: {history[-1]['stopped']}; " if "stopped" in history[-1] else ""
-        attacked = f"PGD-20 (Linf {255 * within:g}/255) {figures['pgd20']:.1%}"
+        attacked = f"PGD-20 (Linf {255 * recipe.radius:g}/255) {figures['pgd20']:.1%}"
         print(f"{out}: {stopped}clean {figures['clean']:.1%}, {attacked} on {len(test)} test images")
 
 
-def _read(path: Path) -> Recipe:
+def _read(path: Path) -> Sections:
     """The recipe in a file that a training wrote."""
-    try:
-        recipe = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the config.json of a training") from error
-    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(section), dict) for section in DEFAULTS):
-        raise InputError(f"{path} is no recipe: it has the sections {', '.join(DEFAULTS)}, each an object")
-    if unnamed := [section for section in NAMES.values() if not isinstance(recipe[section].get("name"), str)]:
-        raise InputError(f"{path} is no recipe: its section {unnamed[0]} has no name")
-    return {section: dict(recipe[section]) for section in DEFAULTS}
+    from lrc.utils.files import read_json
+
+    found = read_json(path, unsealed=True)
+    read(found, where=str(path))
+    return {entry: found[entry] for entry in (*DEFAULTS, "eps") if entry in found}
 
 
-def _recipe(base: Recipe, given: dict[str, Any], changes: list[str]) -> Recipe:
+def _recipe(base: Sections, given: dict[str, Any], changes: list[str]) -> Sections:
     """The base with what was given on the command line; a section whose name is given anew begins anew."""
-    recipe = {section: dict(entries) for section, entries in base.items()}
+    recipe = base | {section: dict(base[section]) for section in DEFAULTS}
     for option, section in NAMES.items():
         if given[option] is not None and given[option] != recipe[section]["name"]:
             recipe[section] = DEFAULTS[section] | {"name": given[option]}
@@ -139,51 +132,34 @@ def _recipe(base: Recipe, given: dict[str, Any], changes: list[str]) -> Recipe:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _complete(recipe: Recipe) -> Images:
-    """Sees that there is all that the recipe names, enters the number of classes, and gives the test images."""
-    possible = [*(name for name in inspect.signature(lrc.train).parameters if name not in FIXED), "milestones"]
-    if unknown := [name for name in recipe["training"] if name not in possible]:
-        raise InputError(f"the section training has no {unknown[0]!r}; there are {', '.join(sorted(possible))}")
-    options = {k: v for k, v in recipe["data"].items() if k not in ("validation", "limit")}
-    try:
-        test = lrc.data.named(options.pop("name"), "test", **options)
-        classes = recipe["network"].setdefault("classes", len(test.classes))
-        build(**recipe["network"])
-    except TypeError as error:  # an option that the function does not have
-        raise InputError(f"a data set or network has no such option: {error}") from error
-    if classes != len(test.classes):
-        raise InputError(f"network.classes is {classes}, the data have {len(test.classes)} classes: leave it out")
-    return test.subset(min(recipe["data"].get("limit", len(test)), len(test)))
+def _complete(given: Sections) -> "tuple[Recipe, Images]":
+    """The recipe, once it is seen that there is all that it names, with the number of classes; and the test images."""
+    from lrc import data as datasets
+    from lrc.experiments import fitting
+
+    recipe = checked(read(given, where="lrc train"), where="lrc train")
+    test = datasets.named(recipe.data.name, "test", labels=recipe.data.labels, **recipe.data.options)
+    options = {"classes": len(test.classes)} | dict(recipe.network.options)
+    if options["classes"] != len(test.classes):
+        found = f"network.classes is {options['classes']}, the data have {len(test.classes)} classes"
+        raise InputError(f"{found}: leave it out")
+    recipe = replace(recipe, network=replace(recipe.network, options=options))
+    fitting.untrained(recipe)
+    return recipe, test.subset(min(recipe.data.limit or len(test), len(test)))
 
 
-def _check_folder(out: Path, recipe: Recipe) -> None:
-    """Refuses to go on in the folder of another training; one that ended before its first checkpoint is none."""
-    if not (out / "config.json").exists() or not any(
-        (out / name).exists() for name in (LAST, PREVIOUS, zoo.WEIGHTS_FILE)
-    ):
-        return
-    there, differ = _read(out / "config.json"), []
-    for section, entries in recipe.items():
-        names = sorted({*entries, *there[section]} - set(FREE))
-        differ += [f"{section}.{name}" for name in names if entries.get(name) != there[section].get(name)]
-    if differ:
-        raise InputError(f"{out} holds a training of another recipe ({', '.join(differ)}): name another folder")
-
-
-def _write(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _keep(out: Path, model: torch.nn.Module, figures: dict[str, Any], *, epochs: int) -> None:
+def _keep(
+    out: Path, model: "nn.Module", recipe: Recipe, figures: dict[str, Any], history: list[dict[str, Any]]
+) -> None:
     """Weights and figures."""
-    weights = out / zoo.WEIGHTS_FILE
-    zoo._write(model, weights)
-    versions = {"torch": torch.__version__.split("+")[0], "device": device().type}
-    _write(
-        out / "figures.json",
-        {"sha256": zoo.sha256(weights), "figures": figures, "epochs": epochs, "versions": versions},
-    )
+    from lrc.experiments import fitting, store
+    from lrc.utils.files import write_json
+
+    store.keep(out, model, recipe, history)
+    digest = store.sha256(out / store.WEIGHTS_FILE)
+    record = {"sha256": digest, "figures": figures, "epochs": len(history), "versions": fitting.versions()}
+    write_json(out / "figures.json", record)

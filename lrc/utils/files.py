@@ -13,11 +13,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from lrc.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # imported by those who have tensors: it takes seconds
 
 __all__ = [
     "UNSEALED",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from lrc import cli, models, zoo
 from lrc.experiments import recipe as recipes
+from lrc.experiments import store
 
 MODULE = """
 import torch
@@ -134,8 +136,8 @@ def test_a_network_that_is_not_there_yet_is_said_to_be_trained(folder, capsys, m
 
 def test_zoo_make_makes(folder, monkeypatch):
     name = "shapes-resnet8-standard"
-    monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, limit=64) | {"shipped": True})
-    monkeypatch.setattr(zoo, "WEIGHTS", folder / "weights")
+    monkeypatch.setitem(recipes.recipes(), name, replace(zoo.recipe(name, limit=64), shipped=True))
+    monkeypatch.setattr(store, "WEIGHTS", folder / "weights")
     result = CliRunner().invoke(
         cli.app, ["zoo", "make", name, "--work", str(folder / "work"), "--images", "30", "--judged", "20"]
     )

@@ -14,9 +14,14 @@ from safetensors.torch import load_file
 
 from lrc import cli, data, zoo
 from lrc.cli import commands, training
+from lrc.experiments import fitting, store
+from lrc.experiments import recipe as recipes
+from lrc.utils.files import read_json
 
 TINY = ["--data", "shapes", "--arch", "resnet8", "--width", "4", "--limit", "48", "--validation", "16",
         "--batch-size", "16", "--epochs", "2", "--steps", "1"]  # fmt: skip
+
+CONTENT = {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +47,26 @@ def command(capsys, monkeypatch):
 
 
 def recipe_of(out) -> dict:
-    return json.loads((Path(out) / "config.json").read_text())
+    return read_json(Path(out) / "config.json")
 
 
 def test_everything_is_kept_in_one_folder(command, place):
     status, output, err = command("train", *TINY, "--method", "trades", "--eps", "4/255", "--out", "runs/x")
     assert (status, err) == (0, "") and output.startswith("runs/x: clean ") and output.count("\n") == 1
     kept = {path.name for path in Path("runs/x").iterdir()}
-    assert kept == {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "last.pt", "previous.pt"}
+    assert kept == {*CONTENT, "last.pt", "previous.pt"}
     assert recipe_of("runs/x") == {
         "data": {"name": "shapes", "validation": 16, "limit": 48},
         "network": {"name": "resnet8", "width": 4, "classes": 16},
         "objective": {"name": "trades", "eps": "4/255", "steps": 1},
-        "training": {"epochs": 2, "batch_size": 16, "lr": 0.1, "weight_decay": 5e-4, "precision": "float32", "seed": 0},
+        "training": {"epochs": 2, "batch_size": 16, "lr": 0.1, "weight_decay": 5e-4, "seed": 0},
     }
     lines = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2] and all("robust" in line for line in lines)
     figures = json.loads(Path("runs/x/figures.json").read_text())
     assert figures["figures"]["images"] == 48 and figures["epochs"] == 2
-    assert figures["sha256"] == zoo.sha256(Path("runs/x/weights.safetensors"))
-    model, _ = zoo.fit(recipe_of("runs/x"))  # the same recipe, by hand
+    assert figures["sha256"] == store.sha256(Path("runs/x/weights.safetensors"))
+    model, _ = zoo.fit(recipes.read(recipe_of("runs/x"), where="runs/x"))  # the same recipe, by hand
     weights = load_file("runs/x/weights.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -88,7 +93,7 @@ def test_the_folder_of_another_training_is_refused(command):
     command("train", *TINY, "--out", "x")
     status, _, err = command("train", *TINY, "--out", "x", "--lr", "0.2", "--compile")  # that may differ
     assert status == 2 and err.count("\n") == 1
-    assert "x holds a training of another recipe (training.lr): name another folder" in err
+    assert "x holds another run, which differs in training.lr: name another folder" in err
 
 
 @pytest.mark.parametrize("wrong", [["--method", "trade"], ["--batch-size", "64"], ["--lr", "1e30"]])
@@ -121,8 +126,8 @@ def test_another_part_of_the_data_has_its_own_number_of_classes(option, classes)
     config = {**training.DEFAULTS, "data": {"name": "shapes", "part": "source", "validation": 96}}
     config |= {"network": {"name": "resnet8", "width": 4, "classes": 12}}
     given = dict.fromkeys([*training.NAMES, *(name for names in training.SECTIONS.values() for name in names)])
-    recipe = training._recipe(config, given, [option])
-    assert len(training._complete(recipe).classes) == recipe["network"]["classes"] == classes
+    recipe, test = training._complete(training._recipe(config, given, [option]))
+    assert len(test.classes) == recipe.network.options["classes"] == classes
 
 
 def test_the_radius_of_the_objective_is_that_of_the_figures(command):
@@ -132,7 +137,7 @@ def test_the_radius_of_the_objective_is_that_of_the_figures(command):
     network, section = commands._trained(Path("x"))
     test = data.named(section.pop("name"), "test").subset(figures["images"])
     assert figures["eps"] == 2 / 255
-    assert figures["pgd20"] == pytest.approx(zoo.figures(network, test, eps=2 / 255)["pgd20"], abs=0.03)
+    assert figures["pgd20"] == pytest.approx(fitting.figures(network, test, eps=2 / 255)["pgd20"], abs=0.03)
 
 
 def test_what_it_wrote_is_inspected_and_evaluated(command):
@@ -162,32 +167,41 @@ def test_a_folder_of_images_is_a_data_set(command, place):
         (["--method", "trade"], "no method is called 'trade'; there are standard, label_smoothing"),
         (["--arch", "resnet"], "no network is called 'resnet'; there are resnet18, resnet8, vgg6"),
         (["--data", "mnist"], "no data set is called 'mnist'; there are cifar10, cifar20, cifar100, shapes, stl10, "),
-        (["--method", "fast", "--steps", "3"], "fast has no option 'steps'; there are eps, random_start"),
+        (["--method", "fast", "--steps", "3"], "objective.steps is unknown; there are groups"),
         (["--precision", "half"], "precision 'half', expected one of float32, bf16"),
-        (["--eps", "eight"], "'eight' is no number"),
+        (["--eps", "eight"], "objective.eps = 'eight', expected a number such as 0.03 or 8/255"),
         (["--batch-size", "64"], "batch_size (64) in 1..48"),
         (["--ema", "2"], "ema (2.0)"),
-        (["--set", "training.epoch=3"], "the section training has no 'epoch'; there are"),
-        (["--set", "training.out=y"], "the section training has no 'out'; there are augment"),
-        (["--set", "training.stop=1"], "the section training has no 'stop'"),
-        (["--method", "distillation"], "distillation has no option 'steps'"),
-        (["--eps", "1e999"], "'1e999' is no number"),
+        (
+            ["--set", "training.epoch=3"],
+            "lrc train: training.epoch is unknown (did you mean epochs?); there are epochs, batch_size, lr",
+        ),
+        (["--set", "training.out=y"], "training.out is unknown"),
+        (["--set", "training.stop=1"], "training.stop is unknown"),
+        (["--method", "distillation"], "objective.steps is unknown"),
+        (["--eps", "1e999"], "objective.eps = '1e999', expected a number"),
         (["--set", "objective.on=columns", "--clustering", "0.1"], "not 'columns'"),
-        (["--config", "unnamed.json"], "unnamed.json is no recipe: its section network has no name"),
+        (["--config", "unnamed.json"], "unnamed.json: network.name is missing: give it"),
         (["--set", "train.epochs=3"], "expected SECTION.NAME=VALUE, with a section of data, network, objective, tra"),
-        (["--set", "network.depth=3"], "a data set or network has no such option"),
-        (["--config", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--set", "network.depth=3"], "network.depth is unknown (did you mean width?); there are"),
+        (["--config", "nowhere.json"], "nowhere.json is damaged or cannot be read (No such file"),
         (["--set", "network.classes=7"], "network.classes is 7, the data have 16 classes: leave it out"),
-        (["--set", "data.part=source", "--set", "data.choice=abc"], "choice 'abc', expected whole numbers"),
+        (["--set", "data.part=source", "--set", "data.choice=abc"], "data.choice = 'abc', expected a whole number"),
         (["--set", "objective.groups=random"], "groups is of the clustering term: give clustering, its weight, too"),
-        (["--set", "objective.smoothing=[1]"], "[1] is no number"),
-        (["--config", "list.json"], "list.json is no recipe: it has the sections data, network, objective, training"),
+        (["--set", "objective.smoothing=[1]"], "objective.smoothing = [1], expected a number"),
+        (["--config", "list.json"], "list.json is damaged or cannot be read (an object of JSON"),
         (["--lr", "1e30"], "no longer finite: lower the learning rate"),
+        (["--lr", "-1"], "lrc train: training.lr = -1.0, expected at least 0"),
+        (["--set", "network.width=-1"], "network.width = -1, expected at least 1"),
+        (["--set", "network.width=10000000"], "the network resnet8 cannot be built with {'width': 10000000"),
+        (["--config", "deep.json"], "deep.json is damaged or cannot be read (maximum recursion depth"),
+        (["--set", f"network.mean={100_000 * '['}"], "expected a list of numbers"),
         (["--out", "list.json"], "list.json"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_status_2(unchecked, command, words, says):
     Path("list.json").write_text("[1]")
+    Path("deep.json").write_text(100_000 * "[")
     Path("unnamed.json").write_text(json.dumps({**training.DEFAULTS, "network": {}}))
     status, output, err = command("train", *TINY, "--method", "adversarial", "--out", "x", *words)
     assert status == 2 and output == ""

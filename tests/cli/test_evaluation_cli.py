@@ -21,7 +21,12 @@ def build():
     return resnet8(16, width=4, generator=torch.Generator().manual_seed(0))
 """
 NETWORK = {"name": "resnet8", "classes": 16, "width": 4}
-CONFIG = {"data": {"name": "shapes", "validation": 8, "difficulty": 0.5}, "network": NETWORK}
+CONFIG = {
+    "data": {"name": "shapes", "validation": 8, "difficulty": 0.5},
+    "network": NETWORK,
+    "objective": {"name": "standard"},
+    "training": {"epochs": 1, "batch_size": 8, "lr": 0.1, "weight_decay": 0, "seed": 0},
+}
 SMALL = ["--images", "32", "--attack", "fgsm", "--no-masking"]
 
 
@@ -38,7 +43,8 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         save_file(built().state_dict(), tmp_path / name / "weights.safetensors")
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "config.json").write_text(json.dumps({"network": {"name": "resnet9"}}))
+    save_file(built().state_dict(), tmp_path / "odd" / "weights.safetensors")
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(CONFIG | {"network": {"name": "resnet9"}}))
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -117,9 +123,9 @@ def test_a_network_of_the_zoo_is_tested_on_its_own_data(folder, monkeypatch):
         (("mine:build", "--data", "shapes", *SMALL, "--json", "nowhere/r.json"), "nowhere/r.json cannot be written"),
         (("mine:build", "--data", "shapes", "--surrogate", "resnet"), "the zoo has no 'resnet'"),
         (("run", "--weights", "run/weights.safetensors"), "--weights goes with one's own network"),
-        (("empty",), "empty holds no network of lrc train: FileNotFoundError"),
-        (("strange",), "strange holds no network of lrc train: KeyError"),
-        (("other",), "other holds no network of lrc train: RuntimeError"),
+        (("empty",), "empty/config.json is damaged or cannot be read (No such file"),
+        (("strange",), "strange is no recipe, it has no section 'data'"),
+        (("other",), "other/weights.safetensors holds the weights of another network: "),
         (("odd",), "no network is called 'resnet9'"),
     ],
 )

@@ -1,6 +1,7 @@
 """Measures: accuracies by counting, attacks called by hand, and images that no training has seen."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from lrc.clustering import class_correlation, contrast
 from lrc.data import Images, as_superclasses, shapes
 from lrc.data.sources import SOURCES
 from lrc.evaluation import Superclasses, evaluate
+from lrc.experiments import fitting
 from lrc.experiments.studies import measures
 from lrc.linearization import linear_map
 from lrc.training.heads import with_new_head
@@ -48,7 +50,7 @@ def trained(name, labels="classes", epochs=4):
     classes = {} if labels == "classes" else {"classes": 4}
     change = TINY | {"data": {"validation": 16, "labels": labels}, "network": {"width": 4} | classes}
     change["training"] = TINY["training"] | {"epochs": epochs}
-    wanted = zoo.recipe(name, change=change) | {"eps": "1/255"}
+    wanted = replace(zoo.recipe(name, change=change), eps="1/255")
     return wanted, zoo.fit(wanted)[0]
 
 
@@ -124,7 +126,7 @@ def measured(drawings):
 def asked(measured):
     """The networks that say superclasses, by protocol."""
     wanted, model, _ = measured
-    seen = zoo.split_images(wanted)[0]
+    seen = fitting.split_images(wanted)[0]
     groups = seen.hierarchy.groups()
     kinds, options = as_superclasses(seen), {"batch_size": 32, "augment": False, "seed": 0}
     return {
@@ -229,8 +231,8 @@ def test_nothing_of_the_target_is_trained_on(choice):
     def pixels(images: Images):
         return {image.numpy().tobytes() for image in images.x}
 
-    trained_on = pixels(seen) | pixels(zoo.split_images(wanted)[1])
-    assert pixels(zoo.split_images(wanted)[0]) == pixels(seen)
+    trained_on = pixels(seen) | pixels(fitting.split_images(wanted)[1])
+    assert pixels(fitting.split_images(wanted)[0]) == pixels(seen)
     assert not trained_on & (pixels(parts["target"]) | pixels(parts["official"]) | pixels(parts["source"]))
     assert not {*seen.classes} & {*parts["target"].classes} and (choice is None) == (parts["target"].classes == HELD)
     assert pixels(parts["official"]) < pixels(parts["target"])
@@ -264,10 +266,10 @@ def test_labels_of_superclasses_are_asked_as_they_are(monkeypatch):
 
 
 def test_all_layers_are_fitted_by_the_objective_less_its_terms_on_groups(monkeypatch):
-    training = TINY["training"] | {"seed": 3, "precision": "bfloat16"}
+    training = TINY["training"] | {"seed": 3, "precision": "bf16"}
     wanted = zoo.recipe("shapes-parts-at-clustering", change=TINY | {"training": training})
-    network, calls = zoo._untrained(wanted).eval(), []
-    seen = as_superclasses(zoo.split_images(wanted)[0])
+    network, calls = fitting.untrained(wanted).eval(), []
+    seen = as_superclasses(fitting.split_images(wanted)[0])
 
     def fitted(model, images, *, layers, objective=None, **options):
         assert model is network and torch.equal(images.x, seen.x) and torch.equal(images.y, seen.y)
@@ -277,14 +279,14 @@ def test_all_layers_are_fitted_by_the_objective_less_its_terms_on_groups(monkeyp
     monkeypatch.setattr(measures, "with_new_head", fitted)
     measures.subpopulations(network, wanted, images=1)
     plain = str(zoo.objective(zoo.recipe("shapes-parts-at"), None))
-    options = {"batch_size": 32, "augment": False, "precision": "bfloat16", "seed": 3}
+    options = {"batch_size": 32, "augment": False, "precision": "bf16", "seed": 3}
     assert calls == [("head", None, KINDS, options), ("all", plain, KINDS, options)]
 
 
 def test_a_recipe_that_holds_out_nothing_is_refused():
     wanted = zoo.recipe("shapes-resnet8-at", change=TINY)
     with pytest.raises(InputError, match="holds out no subclasses, it trains on bungalow, palm, puffer, racer"):
-        measures.subpopulations(zoo._untrained(wanted), wanted)
+        measures.subpopulations(fitting.untrained(wanted), wanted)
 
 
 # -- boosting -----------------------------------------------------------------------------------------------------
@@ -411,7 +413,7 @@ def test_alike_is_a_correlation_over_pairs():
 def test_maps_are_those_of_network_and_images():
     wanted, model = trained("shapes-resnet8-standard")
     found = measures.maps(model, wanted, images=20)
-    rest, _, test = zoo.split_images(wanted)
+    rest, _, test = fitting.split_images(wanted)
     groups = rest.hierarchy.groups()
     W = linear_map(model)
     means = torch.stack([rest.float()[rest.y == k].mean(0) for k in range(16)])
@@ -429,7 +431,7 @@ def test_maps_are_those_of_network_and_images():
 def test_clusters_adds_what_the_network_gets_right():
     wanted, model = trained("shapes-resnet8-standard")
     found = measures.clusters(model, wanted, images=30)
-    some = zoo.split_images(wanted)[2].subset(30)
+    some = fitting.split_images(wanted)[2].subset(30)
     assert found["clean"] == pytest.approx((model(some.float()).argmax(1) == some.y).float().mean())
     assert found["images"] == 30 and found["pgd20"] <= found["clean"]
     assert found.keys() > measures.maps(model, wanted, images=4).keys()

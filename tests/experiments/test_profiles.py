@@ -1,6 +1,6 @@
 """Profiles: names, devices, limits."""
 
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_unknown_profile_lists_the_known_ones(monkeypatch):
 
 def test_profiles_do_not_change():
     with pytest.raises(FrozenInstanceError):
-        profile().n_test = 1
+        profile().data = "cifar10"
 
 
 def test_device_by_variable(monkeypatch):
@@ -71,22 +71,26 @@ def test_limit_that_is_no_number_of_images(monkeypatch, given):
         profile()
 
 
+@pytest.mark.parametrize(("name", "picked"), [("quick", 250), ("cifar", 7), ("paper", 10_000)])
+def test_each_profile_picks_its_own_value_or_that_of_the_rest(name, picked):
+    assert profile(name).pick(7, quick=250, paper=10_000) == picked
+    assert profile(name).pick("all") == "all"
+
+
+@pytest.mark.parametrize(("given", "says"), [({"papr": 1}, "no profile 'papr'"), ({"paper": 1}, "give quick=")])
+def test_nothing_to_pick_says_what_is_missing(given, says):
+    with pytest.raises(InputError, match=says):
+        profile("quick").pick(**given)
+
+
 @pytest.mark.parametrize("name", ["quick", "cifar", "paper"])
-def test_limit_shrinks_every_size_and_nothing_else(monkeypatch, name):
+def test_under_a_limit_whole_numbers_are_no_more_and_the_smallest_networks_are_taken(monkeypatch, name):
+    whole = profile(name)
     monkeypatch.setenv("LRC_LIMIT", "40")
     small = profile(name)
     assert limit() == small.limit == 40
-    sizes = {f.name: getattr(small, f.name) for f in fields(small) if isinstance(getattr(small, f.name), int)}
-    assert max(sizes.values()) == 40 and min(sizes.values()) >= 1
-    assert max(small.steps, small.seeds) <= 2
-    lists = {f.name: getattr(small, f.name) for f in fields(small) if isinstance(getattr(small, f.name), tuple)}
-    assert all(len(v) == 2 and {*v} <= {*getattr(_PROFILES[name], n)} for n, v in lists.items())
-    studies = ("subpopulations", "boosting")
-    assert all(getattr(small, n) == getattr(_PROFILES["quick"], n) for n in studies)  # the smallest there are
-    back = {n: getattr(_PROFILES[name], n) for n in [*sizes, *lists, *studies]}
-    assert replace(small, **back, device=torch.device("cpu")) == _PROFILES[name]
-
-
-def test_limit_does_not_enlarge(monkeypatch):
-    monkeypatch.setenv("LRC_LIMIT", "1000000")
-    assert profile("quick").n_test == _PROFILES["quick"].n_test
+    assert [small.pick(n) for n in (10_000, 41, 40, 3)] == [40, 40, 40, 3]
+    assert small.pick(0.5) == 0.5 and small.pick(("a", "b", "c"), limited=("a",)) == ("a",)
+    assert small.pick(quick=20, cifar=20, paper=20, limited=2) == 2
+    studies = {key: getattr(_PROFILES["quick"], key) for key in ("subpopulations", "boosting")}
+    assert small == replace(whole, limit=40, architectures=whole.architectures[:2], **studies)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,10 +19,11 @@ from lrc.cli import studies as command
 from lrc.data import shapes
 from lrc.data.parts import OFFICIAL
 from lrc.data.sources import SOURCES
+from lrc.experiments import fitting
 from lrc.experiments import recipe as recipes
 from lrc.experiments.studies import plan, records, tables
 from lrc.hierarchy import CIFAR10, CIFAR100, Hierarchy
-from lrc.models import build, resnet8
+from lrc.models import resnet8
 from lrc.utils.errors import InputError
 
 STUDIES = studies.names()
@@ -105,9 +107,9 @@ def test_fewer_choices_than_seeds_go_round(monkeypatch, choices, seeds, some):
 def test_a_row_is_its_recipe_with_seed_and_choice():
     changed = {row.name: zoo.recipe(row.recipe, change=row.change) for row in studies.rows("subpopulations")}
     drawn = changed["cifar20-small-at.choice-2.seed-1"]
-    assert drawn["data"]["choice"] == 2 and drawn["training"]["seed"] == 1
+    assert drawn.data.options["choice"] == 2 and drawn.training.seed == 1
     official = changed["cifar20-small-at.choice-official.seed-1"]
-    assert official == drawn | {"data": {k: v for k, v in drawn["data"].items() if k != "choice"}}
+    assert official == replace(drawn, data=replace(drawn.data, options={}))
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -116,29 +118,30 @@ def test_all_that_is_compared_differs_in_the_objective_alone(study):
     made = {row.model: zoo.recipe(row.recipe) for row in studies.rows(study)}
 
     def rest(wanted):
-        data = {k: v for k, v in wanted["data"].items() if k != "labels"}
-        left = {k: v for k, v in wanted.items() if k not in ("about", "shipped", "objective")}
-        network = wanted["network"]
-        if "labels" in wanted["data"]:
-            network = network | {"classes": first["network"]["classes"]}
-        return left | {"data": data, "network": network}
+        network = wanted.network
+        if wanted.data.labels != "classes":
+            classes = {"classes": first.network.options["classes"]}
+            network = replace(network, options=wanted.network.options | classes)
+        data = replace(wanted.data, labels="classes")
+        return replace(wanted, about="", shipped=False, objective=first.objective, data=data, network=network)
 
     first = next(iter(made.values()))
     assert all(rest(wanted) == rest(first) for wanted in made.values())
-    assert [model for model in made if "labels" in made[model]["data"]] in ([], ["R, superclass labels"])
+    assert [model for model in made if made[model].data.labels != "classes"] in ([], ["R, superclass labels"])
     for model, plain in PLAIN[study].items():
-        assert recipes.without_groups(made[model]) == made[plain]["objective"] != made[model]["objective"]
+        assert recipes.without_groups(made[model]).objective == made[plain].objective != made[model].objective
 
 
 def hierarchy_of(wanted):
     """That of the recipe's data, without the data."""
-    if wanted["data"].get("labels") == "superclasses":
+    if wanted.data.labels == "superclasses":
         return None
-    if wanted["data"]["name"] == "cifar10":
+    if wanted.data.name == "cifar10":
         return CIFAR10
-    if wanted["data"]["name"] == "shapes":
+    if wanted.data.name == "shapes":
         classes = shapes("test", n=16).hierarchy
-        return classes.select([k for k in range(16) if "part" not in wanted["data"] or classes.classes[k] not in HELD])
+        parted = "part" in wanted.data.options
+        return classes.select([k for k in range(16) if not parted or classes.classes[k] not in HELD])
     kept = [k for group in CIFAR100.groups() for k in sorted(group)[:-1]]
     some = CIFAR100.select(kept)
     official = [k for k, g in enumerate(some.levels[0].of) if some.levels[0].names[g] in OFFICIAL]
@@ -149,16 +152,15 @@ def hierarchy_of(wanted):
 def test_every_network_and_objective_can_be_built(study, monkeypatch):
     for model, wanted in {row.model: zoo.recipe(row.recipe) for row in studies.rows(study)}.items():
         of = hierarchy_of(wanted)
-        classes = wanted["network"].get("classes", 10)
+        classes, given = wanted.network.options.get("classes", 10), wanted.objective.options
         scout = resnet8(classes, width=4, generator=Generator().manual_seed(0))
-        monkeypatch.setattr(zoo, "_scout", lambda _, scout=scout: scout)
+        monkeypatch.setattr(fitting, "_scout", lambda _, scout=scout: scout)
         made = str(zoo.objective(wanted, of))
-        assert ("clustering" in made) == ("clustering" in wanted["objective"]), model
-        assert ("smoothing" in made) == ("smoothing" in wanted["objective"]), model
+        assert ("clustering" in made) == ("clustering" in given), model
+        assert ("smoothing" in made) == ("smoothing" in given), model
         assert len(of.classes if of else range(4)) == classes
-        options = dict(wanted["network"])
-        assert build(options.pop("name"), **options) is not None
-        assert recipes.radius(wanted) == recipes.number(wanted["objective"].get("eps", wanted.get("eps", "8/255")))
+        assert fitting.untrained(wanted) is not None
+        assert wanted.radius == recipes.number(given.get("eps", wanted.eps or "8/255"))
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -261,9 +263,9 @@ def test_rows_of_another_recipe_are_not_there(monkeypatch):
     for each in (row, other):
         record(each, a=1.0)
     wanted = zoo.recipe(row.recipe)
-    monkeypatch.setitem(recipes.recipes(), row.recipe, wanted | {"about": "in other words"})
+    monkeypatch.setitem(recipes.recipes(), row.recipe, replace(wanted, about="in other words"))
     assert set(studies.recorded("shapes-boosting")) == {row.name, other.name}
-    monkeypatch.setitem(recipes.recipes(), row.recipe, wanted | {"training": wanted["training"] | {"lr": 0.123}})
+    monkeypatch.setitem(recipes.recipes(), row.recipe, replace(wanted, training=replace(wanted.training, lr=0.123)))
     assert set(studies.recorded("shapes-boosting")) == {other.name} and row.name in studies.left("shapes-boosting")
     record(row, a=2.0)
     assert studies.recorded("shapes-boosting")[row.name]["made_by"]["recipe"]["training"]["lr"] == 0.123
@@ -302,15 +304,15 @@ def test_a_damaged_record_is_named_before_anything_is_trained(place, monkeypatch
     record(row, a=1.0)
     with (place / "records" / "shapes-boosting.jsonl").open("a") as file:
         file.write(line.replace('"x"', json.dumps(row.name)) + "\n")
-    monkeypatch.setattr(zoo, "trained", refuse)
+    monkeypatch.setattr(fitting, "trained", refuse)
     for ask in (partial(studies.recorded, "shapes-boosting"), partial(studies.make, row.name, work=place)):
-        with pytest.raises(InputError, match=r"shapes-boosting.jsonl is damaged \("):
+        with pytest.raises(InputError, match=r"shapes-boosting.jsonl is damaged"):
             ask()
 
 
 def test_records_that_cannot_be_written_are_named_before_anything_is_trained(place, monkeypatch):
     monkeypatch.setattr(records, "RECORDS", place / "nowhere" / "records")
-    monkeypatch.setattr(zoo, "trained", refuse)
+    monkeypatch.setattr(fitting, "trained", refuse)
     with pytest.raises(InputError, match="records cannot be written"):
         studies.make(studies.rows("shapes-boosting")[0].name, work=place)
 
@@ -374,7 +376,7 @@ def test_a_table_of_which_nothing_is_recorded_is_trained(monkeypatch, limit):
 
     def measure(network, recipe, *, attacks, images, out):
         assert out is None and images == 200
-        return {"attacks": attacks, "seed of": recipe["training"]["seed"], "trial": recipe.get("trial")}
+        return {"attacks": attacks, "seed of": recipe.training.seed, "trial": recipe.trial}
 
     monkeypatch.setattr(zoo, "obtain_all", obtain_all)
     monkeypatch.setitem(tables.MEASURES, "boosting", measure)
@@ -416,7 +418,7 @@ def test_a_row_is_made_and_one_that_was_broken_off_goes_on(place, small, capsys,
         with pytest.raises(AssertionError):
             studies.make(small[1], work=place / "work")
     assert studies.recorded("shapes-boosting") == {}
-    monkeypatch.setattr(zoo, "fit", refuse)
+    monkeypatch.setattr(fitting, "fit", refuse)
     assert run() == (0, f"{small[1]}: recorded\n", "")
     first = studies.recorded("shapes-boosting")
     assert [*first] == [small[1]] and studies.left("shapes-boosting") == [s for s in small if s != small[1]]
@@ -425,9 +427,11 @@ def test_a_row_is_made_and_one_that_was_broken_off_goes_on(place, small, capsys,
     assert run()[0] == 0 and studies.recorded("shapes-boosting") == first  # made anew of what is kept
     row = studies.row(small[1])
     wanted = zoo.recipe(row.recipe, change=row.change)
-    monkeypatch.setitem(recipes.recipes(), row.recipe, wanted | {"training": wanted["training"] | {"lr": 0.1}})
+    monkeypatch.setitem(recipes.recipes(), row.recipe, replace(wanted, training=replace(wanted.training, lr=0.1)))
     status, out, err = run()
-    assert status == 2 and out == "" and "was made by another recipe (training)" in err and err.count("\n") == 1
+    assert (
+        status == 2 and out == "" and "holds another run, which differs in training.lr" in err and err.count("\n") == 1
+    )
 
 
 def test_the_list_says_what_is_left(capsys, monkeypatch):
@@ -488,7 +492,7 @@ def made(monkeypatch):
 def test_only_what_is_missing_is_made_each_row_once(made, capsys, monkeypatch, jobs, device, started):
     rows = studies.rows("shapes-boosting")
     record(rows[2], a=1.0)
-    monkeypatch.setattr(command, "device", lambda: torch.device(device))
+    monkeypatch.setattr("lrc.utils.devices.device", lambda: torch.device(device))
     words = ("study", "shapes-boosting", rows[0].name, "shapes-boosting", *jobs)
     assert lrc(*words, capsys=capsys, monkeypatch=monkeypatch)[::2] == (0, "")
     assert made == [rows[0].name, rows[1].name, rows[3].name] and Pool.started == started

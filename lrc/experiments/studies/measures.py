@@ -1,6 +1,7 @@
 """What is measured of the networks of a study."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from lrc.attacks import pgd
 from lrc.clustering import class_correlation, contrast, effective_rank, permutation_test
 from lrc.data import Images, as_superclasses, class_means, named
 from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
-from lrc.experiments import zoo
-from lrc.experiments.recipe import Recipe, radius, without_groups
+from lrc.experiments import fitting
+from lrc.experiments.recipe import Recipe, without_groups
 from lrc.linearization import linear_map, mean_local_map
 from lrc.training.heads import with_new_head
 from lrc.utils.errors import InputError
@@ -47,17 +48,16 @@ def subpopulations(model: nn.Module, recipe: Recipe, *, images: int = 500, out: 
     """
     source, parts = _parts(recipe)
     groups = _groups(recipe, parts["source"])
-    training = recipe["training"]
-    fitting = partial(
-        with_new_head, model, as_superclasses(source), batch_size=training["batch_size"],
-        **{k: training[k] for k in ("augment", "precision", "seed") if k in training},
+    new_head = partial(
+        with_new_head, model, as_superclasses(source),
+        **{k: getattr(recipe.training, k) for k in ("batch_size", "augment", "precision", "seed")},
     )  # fmt: skip
-    plain = zoo.objective(recipe | {"objective": without_groups(recipe)}, None)
+    plain = fitting.objective(without_groups(recipe), None)
     protocols = {
         "max": Superclasses(model, groups),
         "sum": Superclasses(model, groups, by="sum"),
-        "head": fitting(layers="head"),
-        "all": fitting(layers="all", objective=plain),
+        "head": new_head(layers="head"),
+        "all": new_head(layers="all", objective=plain),
     }
     attack = _attack(recipe, steps=10)
     figures: Figures = {}
@@ -95,11 +95,11 @@ def boosting(
     Raises:
         InputError: images without superclasses.
     """
-    _, _, test = zoo.split_images(recipe)
+    _, _, test = fitting.split_images(recipe)
     some = test.subset(min(images, len(test)))
     if some.hierarchy is None:
         raise InputError("images without superclasses: errors cannot be parted into within and across")
-    report = evaluate(model, some, attacks=attacks, eps=radius(recipe), masking=False, generator=_generator(), out=out)
+    report = evaluate(model, some, attacks=attacks, eps=recipe.radius, masking=False, generator=_generator(), out=out)
     groups = some.hierarchy.groups()
     said = {name: report.predictions(name) for name in ("clean", *report.attacks)}
     others = torch.stack([said[name] for name in said if name != "autoattack"])
@@ -128,7 +128,7 @@ def maps(model: nn.Module, recipe: Recipe, *, images: int = 200, out: Path | Non
     Raises:
         InputError: images without superclasses.
     """
-    rest, _, test = zoo.split_images(recipe)
+    rest, _, test = fitting.split_images(recipe)
     if rest.hierarchy is None:
         raise InputError("images without superclasses: there is no contrast between them")
     W, x = linear_map(model), test.float(torch.arange(min(images, len(test))))
@@ -149,8 +149,8 @@ def maps(model: nn.Module, recipe: Recipe, *, images: int = 200, out: Path | Non
 
 def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path | None = None) -> Figures:
     """`maps`, and `clean` and `pgd20`, the accuracies in [0, 1] on so many test `images`."""
-    some = zoo.split_images(recipe)[2]
-    measured = zoo.figures(model, some.subset(min(images, len(some))), eps=radius(recipe))
+    some = fitting.split_images(recipe)[2]
+    measured = fitting.figures(model, some.subset(min(images, len(some))), eps=recipe.radius)
     return {key: measured[key] for key in ("images", "clean", "pgd20")} | maps(model, recipe)
 
 
@@ -184,13 +184,13 @@ MEASURES: dict[str, Callable[..., Figures]] = {
 
 def _parts(recipe: Recipe) -> tuple[Images, dict[str, Images]]:
     """Training images of the source, and what is measured on: source, target, and the target's test set alone."""
-    section = {k: v for k, v in recipe["data"].items() if k != "labels"}
-    seen, _, source = zoo.split_images(recipe | {"data": section})
-    options = {k: v for k, v in section.items() if k not in ("name", "validation", "limit", "part")}
-    train, test = (named(section["name"], split, part="target", **options) for split in ("train", "test"))
+    data = recipe.data
+    seen, _, source = fitting.split_images(replace(recipe, data=replace(data, labels="classes")))
+    options = {k: v for k, v in data.options.items() if k != "part"}
+    train, test = (named(data.name, split, part="target", **options) for split in ("train", "test"))
     if both := {*seen.classes} & {*test.classes}:
         raise InputError(f"the recipe holds out no subclasses, it trains on {', '.join(sorted(both))}: give it a part")
-    limit = section.get("limit", len(train) + len(test))
+    limit = data.limit or len(train) + len(test)
     target = test.joined(train)
     target = target.subset(min(limit, len(target)))
     return seen, {"source": source, "target": target, "official": test.subset(min(limit, len(test)))}
@@ -199,11 +199,11 @@ def _parts(recipe: Recipe) -> tuple[Images, dict[str, Images]]:
 def _groups(recipe: Recipe, source: Images) -> list[list[int]]:
     """The classes of each superclass, as indices of the network's logits."""
     groups = source.hierarchy.groups() if source.hierarchy else []
-    return [[k] for k in range(len(groups))] if recipe["data"].get("labels") == "superclasses" else groups
+    return [[k] for k in range(len(groups))] if recipe.data.labels == "superclasses" else groups
 
 
 def _attack(recipe: Recipe, *, steps: int) -> Attack:
-    eps = radius(recipe)
+    eps = recipe.radius
     return partial(pgd, eps=eps, steps=steps, step=eps / 4)
 
 

@@ -1,22 +1,19 @@
 """What is recorded of studies: a line of JSON a row, in the package."""
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
-from lrc.data.cache import folder as cache_folder
-from lrc.experiments import zoo
-from lrc.experiments.recipe import essence, recipe
+from lrc.experiments import store
+from lrc.experiments.fitting import versions
+from lrc.experiments.recipe import Recipe, identity, recipe
 from lrc.experiments.studies.plan import Row, rows, study_called
 from lrc.utils.errors import InputError
-from lrc.utils.files import write_text
+from lrc.utils.files import read_json, read_lines, write_json, write_lines
 
 __all__ = ["Figures", "check", "kept", "left", "options", "record", "recorded"]
 
@@ -32,7 +29,7 @@ def recorded(study: str) -> dict[str, Figures]:
         InputError: no study of that name, or a damaged record.
     """
     wanted = {each.name: _made_by(each) for each in rows(study)}
-    return {name: line for name, line in _lines(study).items() if wanted.get(name) == line["made_by"]}
+    return {name: line for name, line in _lines(study).items() if wanted.get(name) == _alike(line["made_by"])}
 
 
 def _lines(study: str) -> dict[str, Figures]:
@@ -40,10 +37,10 @@ def _lines(study: str) -> dict[str, Figures]:
     path = RECORDS / f"{study}.jsonl"
     if not path.exists():
         return {}
+    lines = read_lines(path, unsealed=True)
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {line["row"]: line for line in lines if line["made_by"]}
-    except (ValueError, KeyError, TypeError) as error:
+        return {line["row"]: line for line in lines if _alike(line["made_by"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): install the package again") from error
 
 
@@ -69,27 +66,23 @@ def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
     path = RECORDS / f"{wanted.study}.jsonl"
     line = {
         "row": wanted.name,
-        "made_by": _made_by(wanted),
+        "made_by": {"recipe": store.noted(_recipe(wanted))} | options(wanted),
         "figures": _rounded(figures),
         "seconds": round(seconds),
-        "versions": {"torch": torch.__version__.split("+")[0], "device": zoo.device_name()},
+        "versions": versions(),
     }
     path.parent.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
         there = _lines(wanted.study) | {wanted.name: line}
-        lines = [json.dumps(there[each.name]) for each in rows(wanted.study) if each.name in there]
-        write_text(path, "\n".join(lines) + "\n")
+        write_lines(path, [there[each.name] for each in rows(wanted.study) if each.name in there])
 
 
 def kept(wanted: Row, measure: Callable[[], Figures], *, limit: int | None) -> Figures:
-    """The figures of a row that is not recorded, measured once on this machine: by recipe and code of the package."""
-    digest = hashlib.sha256(json.dumps([wanted.name, _made_by(wanted), limit, torch.__version__]).encode())
-    for path in sorted(zoo.PACKAGE.rglob("*.py")):
-        digest.update(path.read_bytes())
-    place = cache_folder() / "studies" / f"{digest.hexdigest()[:20]}.json"
-    if not place.exists():
-        write_text(place, json.dumps(measure()))
-    return dict(json.loads(place.read_text(encoding="utf-8")))
+    """The figures of a row that is not recorded, measured once on this machine: see `lrc.experiments.store.VERSION`."""
+    path = store.cached("studies", wanted.name, _made_by(wanted), limit).with_suffix(".json")
+    if not path.exists():
+        write_json(path, measure())
+    return read_json(path)
 
 
 def _rounded(value: Any) -> Any:
@@ -110,7 +103,15 @@ def options(wanted: Row) -> dict[str, Any]:
     return {"images": study["images"]} | ({"attacks": attacks} if attacks else {})
 
 
-def _made_by(wanted: Row) -> Any:
-    """What bears on the figures, as it comes back from JSON: the recipe, and how the network is measured."""
-    made = {"recipe": essence(recipe(wanted.recipe, change=wanted.change))} | options(wanted)
-    return json.loads(json.dumps(made))
+def _made_by(wanted: Row) -> Figures:
+    """What bears on the figures: the recipe, and how the network is measured."""
+    return {"recipe": identity(_recipe(wanted))} | options(wanted)
+
+
+def _alike(made_by: Figures) -> Figures:
+    """The same of a line in the file."""
+    return made_by | {"recipe": identity(made_by["recipe"])}
+
+
+def _recipe(wanted: Row) -> Recipe:
+    return recipe(wanted.recipe, change=wanted.change)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from lrc.clustering import Interval, t_interval
-from lrc.experiments import zoo
+from lrc.experiments import fitting, store, zoo
 from lrc.experiments.recipe import recipe
 from lrc.experiments.studies.measures import MEASURES
 from lrc.experiments.studies.plan import Row, row, rows, study_called
@@ -97,14 +96,12 @@ def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
     wanted = row(name)
     check(wanted.study)  # before hours of training, not after
     place = Path(work) / name
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / "lock"):
+    with store.alone(place, wait=True):
         made = recipe(wanted.recipe, change=wanted.change)
-        shipped = zoo.shipped_as(made)
-        if shipped:
+        if shipped := store.shipped(made):
             network, history = zoo.load(shipped).to(device()), zoo.info(shipped)["metrics"]
         else:
-            network, history = zoo.trained(made, place=place, progress=progress)
+            network, history = fitting.trained(made, place=place, progress=progress)
         figures = _measured(wanted, network, out=place / "evaluation")
         record(wanted, figures, seconds=sum(epoch["seconds"] for epoch in history))
     return figures
