@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from lrc import data as datasets
 from lrc.attacks import pgd
 from lrc.clustering import class_correlation, contrast, cut, tree
-from lrc.data import Images
+from lrc.data import Images, labelled
+from lrc.data import named as data_set
 from lrc.evaluation import accuracy
 from lrc.experiments import store
 from lrc.experiments.recipe import EPS, OF_RECIPES, Recipe, recipe, without_groups, worked_out
@@ -145,15 +145,15 @@ def figures(
 
 def split_images(wanted: Recipe) -> tuple[Images, Images, Images]:
     """Training, validation and test images of a recipe; which they are does not depend on what they are labelled by."""
-    rest, validation = _named(wanted, "train").split(wanted.data.validation)
-    parts = (_first(part, wanted.data.limit) for part in (rest, validation, _named(wanted, "test")))
-    rest, validation, test = (datasets.labelled(part, wanted.data.labels) for part in parts)
+    rest, validation = _images(wanted, "train").split(wanted.data.validation)
+    parts = (_first(part, wanted.data.limit) for part in (rest, validation, _images(wanted, "test")))
+    rest, validation, test = (labelled(part, wanted.data.labels) for part in parts)
     return rest, validation, test
 
 
-def _named(wanted: Recipe, split: str) -> Images:
+def _images(wanted: Recipe, split: str) -> Images:
     try:
-        return datasets.named(wanted.data.name, split, **wanted.data.options)
+        return data_set(wanted.data.name, split, **wanted.data.options)
     except TypeError as error:  # of those whose signature does not say
         raise InputError(f"the data set {wanted.data.name} has no such option: {error}") from error
 

@@ -129,8 +129,8 @@ def profile(name: str | None = None) -> Profile:
     if found.limit is None:
         return found
     quick = _PROFILES["quick"]  # its studies are the smallest, and trained as they are looked up
-    small = {"subpopulations": quick.subpopulations, "boosting": quick.boosting}
-    return replace(found, architectures=found.architectures[:2], **small)
+    few = found.architectures[:2]
+    return replace(found, architectures=few, subpopulations=quick.subpopulations, boosting=quick.boosting)
 
 
 def current() -> str:

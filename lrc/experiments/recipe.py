@@ -162,6 +162,7 @@ def read(given: Mapping[str, Any], *, where: str) -> Recipe:
     sections = {name: _section(kind, given[name], where=f"{where}: {name}.") for name, kind in SECTIONS.items()}
     rest = {k: v for k, v in given.items() if k not in ("teacher", *SECTIONS)}  # `identity` adds the teacher
     _fits(rest | sections, Recipe, where=f"{where}: ")
+    _check(rest.get("eps"), float | None, "eps", f"{where}: ")
     return Recipe(**sections, **rest)
 
 
@@ -223,8 +224,8 @@ def _fits(values: Mapping[str, Any], *functions: Callable[..., Any], where: str,
         if name in known:
             _check(value, known[name].annotation, name, where)
         elif not more:
-            near = "".join(f", did you mean {close}?" for close in get_close_matches(name, known, 1))
-            raise InputError(f"{where}{name} is unknown{near or ':'} There are {', '.join(known)}")
+            near = "".join(f" (did you mean {close}?)" for close in get_close_matches(name, known, 1))
+            raise InputError(f"{where}{name} is unknown{near}; there are {', '.join(known)}")
     needed = [
         n
         for n in inspect.signature(functions[-1]).parameters

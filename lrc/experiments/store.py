@@ -160,10 +160,16 @@ def settings(place: Path) -> dict[str, Any]:
         InputError: it is damaged, or no recipe.
     """
     made, note = place / WEIGHTS_FILE, place / CONFIG
-    beside = tensor_metadata(made) if made.exists() else {}
+    beside = _beside(made) if made.exists() else {}
     found = json.loads(beside["recipe"]) if "recipe" in beside else read_json(note, unsealed=True)
     read(found, where=str(note))
     return found
+
+
+def _beside(made: Path) -> dict[str, str]:
+    """The texts beside the weights, verified."""
+    load_tensors(made, unsealed=True)
+    return tensor_metadata(made)
 
 
 def keep(place: Path, model: "nn.Module", wanted: Recipe, history: Metrics) -> None:
@@ -179,8 +185,7 @@ def metrics(place: Path) -> Metrics:
         InputError: the file is damaged.
     """
     made = place / WEIGHTS_FILE
-    load_tensors(made, unsealed=True)  # verified
-    beside = tensor_metadata(made)
+    beside = _beside(made)
     return json.loads(beside["metrics"]) if "metrics" in beside else read_lines(place / "metrics.jsonl", unsealed=True)
 
 
