@@ -17,6 +17,17 @@ from lrc.utils.errors import InputError
 WORDNET = Path(__file__).parent / "wordnet.txt"
 
 
+def check_names(what: str, names: tuple[str, ...]) -> None:
+    """Raises InputError unless these are texts, each once: tables, files and users go by the names."""
+    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"names of each {what} are {names!r}, expected at least one text, in a tuple")
+    if again := next((i for i, name in enumerate(names) if name in names[:i]), None):
+        first = names.index(names[again])
+        raise InputError(
+            f"{what} {first} and {again} are both called {names[again]!r}: make the names differ, as in 'crane (bird)'"
+        )
+
+
 @dataclass(frozen=True)
 class Level:
     """One way of grouping classes: class `i` belongs to the group `names[of[i]]`."""
@@ -26,7 +37,8 @@ class Level:
     of: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raises InputError unless every group exists and has a class."""
+        """Raises InputError unless every group exists, has a class and a name of its own."""
+        check_names("group", self.names)
         if set(self.of) != set(range(len(self.names))):
             raise InputError(f"level {self.name!r}: every entry of `of` must name a group, and every group a class")
 
@@ -58,7 +70,8 @@ class Hierarchy:
     nested: bool = True
 
     def __post_init__(self) -> None:
-        """Raises InputError unless each level groups each class, and within the groups of the next if `nested`."""
+        """Raises InputError for a class that is there twice or not in a level, or levels that do not nest."""
+        check_names("class", self.classes)
         for level in self.levels:
             if len(level.of) != len(self.classes):
                 raise InputError(f"level {level.name!r} groups {len(level.of)} classes, there are {len(self.classes)}")

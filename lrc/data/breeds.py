@@ -6,9 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
-
-from lrc.data.folders import Folder, check_side, of_files
+from lrc.data.folders import Folder, check_side, of_files, samples_in
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
@@ -92,11 +90,7 @@ def _samples(path: Path, ids: tuple[str, ...], what: str) -> list[tuple[str, int
             f"{path} lacks {len(missing)} of the {len(ids)} folders of {what}: {named}: "
             "give a folder of ImageNet with one folder for each class, named by its WordNet id, in train and val"
         )
-    try:
-        return ImageFolder.make_dataset(path, {wnid: i for i, wnid in enumerate(ids)}, IMG_EXTENSIONS)
-    except OSError as error:  # a folder without images
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} lacks images of {what}: {reason}") from error
+    return samples_in(path, {wnid: i for i, wnid in enumerate(ids)})
 
 
 @cache

@@ -1,20 +1,19 @@
 """Images in folders, one a class, decoded while they are used: for what does not fit into memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
+from lrc.data.decoding import colour, opened, upright
 from lrc.data.images import Images, Indices
 from lrc.hierarchy import Hierarchy
 from lrc.utils.errors import InputError
@@ -22,28 +21,96 @@ from lrc.utils.hashes import digest
 
 __all__ = ["Folder", "folder"]
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+PARTS = ("train", "val", "test")
 
-def folder(path: str | Path, *, size: int, hierarchy: Hierarchy | None = None, workers: int | None = None) -> "Folder":
+
+def folder(
+    path: str | Path, *, size: int | None = None, hierarchy: Hierarchy | None = None, workers: int | None = None
+) -> "Folder":
     """The images of a folder that has one folder for each class, `path/cat/1.jpg` and so on.
 
-    They come in an order drawn once for all, not class by class, so that the first n are a fair sample.
+    They come in an order drawn once for all, not class by class, so that the first n are a fair sample. Images are
+    turned as their EXIF data say, greyscale becomes three equal channels, 16 bits become 8, transparency is left away.
+    What is hidden (`.ipynb_checkpoints`, `._1.jpg`) is neither a class nor an image.
 
     Args:
         path: of the one part, training or test; the classes are the names of its folders in alphabetical order.
-        size: side in pixels: the shorter side of an image is brought to it, then its middle is cut out.
+        size: side in pixels: the shorter side of an image is brought to it, then its middle is cut out. Absent, it is
+            that of the images, which then have to be square and of one size.
         hierarchy: groups of these classes.
         workers: processes that decode beside this one, by default one a core, 8 at most; with 0 this one decodes.
 
     Raises:
-        InputError: no such folder, no images in it, or a hierarchy of other classes.
+        InputError: no such folder, no images in it, a hierarchy of other classes, or no size for images that differ.
     """
-    check_side(size)
+    if size is not None:
+        check_side(size)
+    classes = classes_in(Path(path))
+    samples = samples_in(Path(path), {name: i for i, name in enumerate(classes)})
+    size = common_side([file for file, _ in samples]) if size is None else size
+    return of_files(samples, classes, size=size, hierarchy=hierarchy, workers=workers)
+
+
+def part_of(place: Path, split: str, *, size: int | None = None, **options: Any) -> "Folder":
+    """One part of a folder with the parts `train` and `test` (or `val`), which have to be of the same classes.
+
+    Raises:
+        InputError: as `folder`; or the parts differ in their classes or, without `size`, in the side of the images.
+    """
+    part = place / ("val" if split == "test" and not (place / "test").exists() else split)
+    classes, others = classes_in(part), [place / name for name in PARTS if (place / name).is_dir()]
+    for other in others:
+        if differ := sorted({*classes} ^ {*classes_in(other)}):
+            where = part if differ[0] in classes else other
+            raise InputError(
+                f"{part} and {other} are not of the same classes: {differ[0]!r} is only in {where}: give each part a "
+                "folder for each class"
+            )
+    numbers = {name: i for i, name in enumerate(classes)}
+    if size is None:
+        size = common_side([file for each in others for file, _ in samples_in(each, numbers)])
+    return folder(part, size=size, **options)
+
+
+def classes_in(path: Path) -> tuple[str, ...]:
+    """Names of the folders in a folder, in alphabetical order. Raises InputError where there are none."""
     try:
-        found = ImageFolder(path)
-    except OSError as error:  # no folder, no class in it, or a class without images
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} holds no images in one folder for each class: {reason}") from error
-    return of_files(found.samples, tuple(found.classes), size=size, hierarchy=hierarchy, workers=workers)
+        found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{path} holds no images in one folder for each class: {error.strerror}") from error
+    if not found:
+        raise InputError(f"{path} holds no images in one folder for each class: there is no folder in it")
+    return tuple(found)
+
+
+def samples_in(path: Path, classes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """File and class of each image in some folders, given with the numbers of their classes.
+
+    Raises InputError for a folder without images.
+    """
+    samples: list[tuple[str, int]] = []
+    for name in sorted(classes):
+        there = len(samples)
+        for base, _, files in sorted(os.walk(path / name, followlinks=True)):
+            if not any(step.startswith(".") for step in Path(base).relative_to(path).parts):
+                named = sorted(file for file in files if file.lower().endswith(ENDINGS) and not file.startswith("."))
+                samples += [(os.path.join(base, file), classes[name]) for file in named]
+        if len(samples) == there:
+            raise InputError(f"{path} holds no images of {name!r}: put some there ({', '.join(ENDINGS)}), or remove it")
+    return samples
+
+
+def common_side(files: Sequence[str]) -> int:
+    """The side of images that are all square and of one size. Raises InputError for others."""
+    sizes: dict[tuple[int, int], str] = {}  # and the first image of each
+    for file in files:
+        with opened(file, file) as image:
+            sizes.setdefault(image.size, file)
+        if len(sizes) > 1 or image.width != image.height:
+            found = ", ".join(f"{file} is {width}x{height}" for (width, height), file in sizes.items())
+            raise InputError(f"images are not square and of one size ({found}): give the size they are brought to")
+    return next(iter(sizes))[0]
 
 
 def check_side(size: int) -> None:
@@ -64,7 +131,7 @@ def of_files(
     files, y = zip(*samples, strict=True)
     x = torch.empty((len(y), 3, size, size), dtype=torch.uint8, device="meta")
     if workers is None:
-        workers = min(8, cpu_count() or 1)
+        workers = min(8, os.cpu_count() or 1)
     rows = torch.randperm(len(y), generator=Generator().manual_seed(0))
     return Folder(x, torch.tensor(y)[rows], classes, hierarchy, files=files, rows=rows, workers=workers)
 
@@ -150,12 +217,10 @@ class _Decoded(Dataset[Tensor | str]):
 
 
 def _decoded(path: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are missing or damaged
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be decoded ({reason}): replace or remove it") from error
+    from PIL import Image, ImageOps
+
+    with opened(path, path) as image:
+        return np.asarray(ImageOps.fit(colour(upright(image), path), (size, size), Image.Resampling.BILINEAR))
 
 
 def _as_it_is(batch: Any) -> Any:

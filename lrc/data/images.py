@@ -1,21 +1,21 @@
-"""Labelled images kept whole in memory, and batches of them."""
+"""Labelled images kept whole in memory."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
-from lrc.data import arrays
-from lrc.hierarchy import Hierarchy
+from lrc.hierarchy import Hierarchy, check_names
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import digest
 
 Indices = Sequence[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"] | Bool[Tensor, " n"]
-PADDING = 4  # pixels of zeros around an image before it is cropped: the usual recipe for CIFAR
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,16 +39,14 @@ class Images:
     hierarchy: Hierarchy | None = None
 
     def __post_init__(self) -> None:
-        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
+        if not isinstance(self.x, Tensor) or self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise InputError(
-                f"x is {self.x.dtype} of shape {tuple(self.x.shape)}, expected uint8 "
-                "(n, channels, height, width): use Images.from_arrays for other arrays"
+                f"x is {_kind(self.x)}, expected uint8 (n, channels, height, width): "
+                "use Images.from_arrays for other arrays"
             )
-        if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
-            raise InputError(
-                f"y is {self.y.dtype} of shape {tuple(self.y.shape)}, expected int64 ({len(self.x)},): "
-                "give one label an image"
-            )
+        if not isinstance(self.y, Tensor) or self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
+            raise InputError(f"y is {_kind(self.y)}, expected int64 ({len(self.x)},): give one label an image")
+        check_names("class", self.classes)
         _check_labels(self.y, len(self.classes))
         if self.hierarchy is not None and self.hierarchy.classes != self.classes:
             raise InputError("the hierarchy groups other classes than `classes`: give the same names in the same order")
@@ -75,7 +73,9 @@ class Images:
         >>> Images.from_arrays(np.full((2, 8, 8, 3), 0.2), [0, 1], ["cat", "dog"]).x.unique()
         tensor([51], dtype=torch.uint8)
         """
-        return cls(arrays.pixels(x, channels), arrays.labels(y), tuple(classes), hierarchy)
+        if isinstance(classes, str):
+            raise InputError(f"classes are {classes!r}, expected a list of names")
+        return cls(_pixels(x, channels), _labels(y), tuple(classes), hierarchy)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -89,10 +89,10 @@ class Images:
 
         Raises InputError for more images than there are, or indices beyond them.
         """
-        if isinstance(which, int):
+        if isinstance(which, int | np.integer):
             if not 0 <= which <= len(self):
                 raise InputError(f"{which} images asked for, there are {len(self)}")
-            return self._take(slice(which))
+            return self._take(slice(int(which)))
         return self._take(self._rows(which))
 
     def _take(self, index: slice | Int64[Tensor, " m"]) -> "Images":
@@ -103,16 +103,23 @@ class Images:
 
         Raises InputError for images of another size, other classes or another kind.
         """
-        if type(other) is not type(self) or other.classes != self.classes or other.x.shape[1:] != self.x.shape[1:]:
-            raise InputError(f"{self} and {other} differ in kind, size or classes: they cannot be joined")
+        if type(other) is not type(self) or other.x.shape[1:] != self.x.shape[1:]:
+            raise InputError(f"{self} and {other} differ in kind or size: they cannot be joined")
+        check_same_classes(self.classes, other.classes, "two parts that are joined")
         return self._joined(other)
 
     def _joined(self, other: Any) -> "Images":
         return replace(self, x=torch.cat([self.x, other.x]), y=torch.cat([self.y, other.y]))
 
     def _rows(self, which: Indices) -> Int64[Tensor, " m"]:
-        index = torch.as_tensor(which, device=self.y.device)
-        if index.dtype == torch.bool and len(index) == len(self):
+        try:
+            index = torch.as_tensor(which, device=self.y.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"indices {which!r}, expected whole numbers or a mask") from error
+        mask = index.dtype == torch.bool
+        if index.ndim != 1 or (mask and len(index) != len(self)) or (len(index) and index.is_floating_point()):
+            raise InputError(f"indices of {_kind(index)}, expected whole numbers, or a mask of the {len(self)} images")
+        if mask:
             return index.nonzero()[:, 0]
         index = index.long()
         if ((index < -len(self)) | (index >= len(self))).any():
@@ -164,11 +171,11 @@ class Images:
 
     def float(self, indices: Indices | None = None) -> Float[Tensor, "m channels height width"]:
         """All images, or those at `indices`, as float32 in [0, 1], channels-last."""
-        return _to_float(self.x if indices is None else self.x[self._rows(indices)])
+        return to_float(self.x if indices is None else self.x[self._rows(indices)])
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of bytes and labels: what tells these images from others."""
-        return digest([self.x, self.y])
+        """Hexadecimal SHA-256 of bytes, labels and names of classes: what tells these images from others."""
+        return hashlib.sha256(f"{digest([self.x, self.y])} {self.classes}".encode()).hexdigest()
 
     def read(self, parts: Iterable[slice | Int64[Tensor, " b"]]) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
         """Bytes (b, channels, height, width) and classes of the images of each part, in their order."""
@@ -176,87 +183,85 @@ class Images:
             yield self.x[part], self.y[part]
 
 
-Batch = tuple[Float[Tensor, "b channels height width"], Int64[Tensor, " b"]]
+def check_same_classes(first: Sequence[str], second: Sequence[str], where: str) -> None:
+    """Raises InputError unless both are the same classes in the same order; `where` they meet is said in the message.
 
-
-def batches(
-    images: Images,
-    batch_size: int,
-    *,
-    shuffle: bool = False,
-    augment: bool = False,
-    generator: torch.Generator | None = None,
-    drop_last: bool = False,
-    skip: int = 0,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """One epoch of batches (x, y) on the device of the images: x float32 in [0, 1], channels-last.
-
-    `augment` crops each image at random out of itself with 4 pixels of zeros around it, and mirrors half of
-    them. All random numbers of the epoch are drawn at the call, from `generator` (or torch's own), so that
-    they depend neither on the device of the images nor on the batch size; a CPU generator serves any device.
-
-    The first `skip` batches are left out, as if they had been taken already. With `share` (i, n) there are only every
-    n-th image of each batch, from the i-th on: the share of the i-th of n processes.
-
-    Raises InputError for a batch size below 1.
+    >>> check_same_classes(("cat", "dog"), ("cat", "cow"), "training and validation")
+    Traceback (most recent call last):
+    lrc.utils.errors.InputError: training and validation: class 1 is 'dog' in one and 'cow' in the other: ...
     """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}, expected at least 1")
-    n, device = len(images), images.y.device
-    source = torch.device("cpu") if generator is None else generator.device
-    order = torch.randperm(n, generator=generator, device=source).to(device) if shuffle else None
-    moves = _moves(n, generator, source).to(device) if augment else None
-    starts = range(skip * batch_size, n - batch_size + 1 if drop_last else n, batch_size)
-    parts = [slice(start + share[0], start + batch_size, share[1]) for start in starts]
-    return _batches(images, parts, order, moves)
+    if tuple(first) != tuple(second):
+        pairs = zip_longest(first, second)
+        i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise InputError(
+            f"{where}: class {i} is {a!r} in one and {b!r} in the other: give the same classes in the same order"
+        )
 
 
-def _batches(
-    images: Images,
-    parts: list[slice],
-    order: Int64[Tensor, " n"] | None,
-    moves: Int64[Tensor, "3 n"] | None,
-) -> Iterator[Batch]:
-    read = images.read(part if order is None else order[part] for part in parts)
-    for part, (x, y) in zip(parts, read, strict=True):
-        if moves is not None:
-            top, left, flip = moves[:, part]
-            x = crop_flip(x, top=top, left=left, flip=flip.bool())
-        yield _to_float(x), y
-
-
-def _moves(n: int, generator: torch.Generator | None, device: torch.device) -> Int64[Tensor, "3 n"]:
-    """Top, left and flip of each image of an epoch."""
-    corner = torch.randint(2 * PADDING + 1, (2, n), generator=generator, device=device)
-    return torch.cat([corner, torch.randint(2, (1, n), generator=generator, device=device)])
-
-
-def crop_flip(
-    x: UInt8[Tensor, "b channels height width"],
-    *,
-    top: Int64[Tensor, " b"],
-    left: Int64[Tensor, " b"],
-    flip: Bool[Tensor, " b"],
-    padding: int = PADDING,
-) -> UInt8[Tensor, "b channels height width"]:
-    """Images cut out of themselves padded with zeros, at (top, left), then mirrored where `flip`.
-
-    Offsets run from 0 to 2 `padding`; `top = left = padding` gives back the image.
-    """
-    b, c, h, w = x.shape
-    width = w + 2 * padding
-    padded = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
-    column = torch.arange(w, device=x.device)
-    columns = left[:, None] + torch.where(flip[:, None], w - 1 - column, column)
-    rows = torch.arange(b, device=x.device)[:, None] * (h + 2 * padding) + top[:, None]
-    rows = rows + torch.arange(h, device=x.device)
-    pixels = rows[:, :, None] * width + columns[:, None, :]
-    return padded.reshape(-1, c)[pixels.flatten()].view(b, h, w, c).permute(0, 3, 1, 2)
-
-
-def _to_float(x: UInt8[Tensor, "b channels height width"]) -> Float[Tensor, "b channels height width"]:
+def to_float(x: UInt8[Tensor, "b channels height width"]) -> Float[Tensor, "b channels height width"]:
+    """Bytes as float32 in [0, 1], channels-last."""
     return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+
+
+def _pixels(x: Any, channels: int) -> UInt8[Tensor, "n {channels} height width"]:
+    """One array (n, height, width, channels), or a list of images, as a tensor of bytes; uint8 is not copied."""
+    levels = np.require(_levels(_stacked(x, channels)), requirements=["C", "W"])  # else torch refuses or warns
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
+
+
+def _labels(y: Any) -> Int64[Tensor, " n"]:
+    """One integer an image, as int64."""
+    found = _array(y, "y")
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise InputError(f"y is {_kind(found)}, expected one integer an image: 0 for classes[0]")
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    except Exception as error:  # __array__ and __iter__ of anything
+        raise InputError(f"{what} is a {type(value).__name__}, expected an array or a list of numbers") from error
+
+
+def _stacked(x: Any, channels: int) -> Shaped[np.ndarray, "n height width {channels}"]:
+    stacked = _array(x, "x") if hasattr(x, "shape") or not isinstance(x, Iterable) else _stack(x)
+    if stacked.dtype.kind not in "iuf":
+        raise InputError(f"x is {_kind(stacked)}, expected floats in [0, 1] or uint8: convert it")
+    wanted = f"expected (n, height, width, {channels})"
+    if stacked.ndim == 3 or (stacked.ndim == 4 and stacked.shape[3] == 1 < channels):
+        raise InputError(f"x has shape {stacked.shape}, {wanted}: convert greyscale to RGB, give one image as x[None]")
+    if stacked.ndim != 4 or stacked.shape[3] != channels:
+        raise InputError(f"x has shape {stacked.shape}, {wanted}: move the channels to the end, drop transparency")
+    return stacked
+
+
+def _stack(x: Iterable[Any]) -> np.ndarray:
+    images = [_array(image, "an image") for image in x]
+    other = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if other is not None:
+        shapes = f"image {other} has shape {images[other].shape}, image 0 {images[0].shape}"
+        raise InputError(f"images of mixed size: {shapes}: bring them to one size and to RGB")
+    return np.asarray(images)
+
+
+def _levels(x: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    """Values 0..255, or the same over 255."""
+    low, high = (x.min(), x.max()) if x.size else (0, 0)
+    if np.issubdtype(x.dtype, np.integer) and 0 <= low and high <= 255:
+        return x.astype(np.uint8, copy=False)
+    if not np.issubdtype(x.dtype, np.floating) or not (0 <= low and high <= 1):
+        mend = "divide by 255 or pass uint8" if 0 <= low and 1 < high <= 255 else "undo any normalization"
+        raise InputError(f"x is {x.dtype} from {low} to {high}, expected floats in [0, 1] or uint8: {mend}")
+    levels = x * np.float32(255)
+    whole = np.round(levels)
+    if x.size and np.abs(levels - whole).max() > 0.1:  # half precision is off by 0.06
+        raise InputError("x has values between the levels k/255 of 8-bit images: pass (255 * x).round() as uint8")
+    return whole.astype(np.uint8)
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.colours import recoloured
-from lrc.data.folders import folder
+from lrc.data.folders import part_of
 from lrc.data.images import Images
 from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
@@ -47,7 +47,8 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
 
     Args:
         name: one of `SOURCES`; or the path of a folder in which `train` and `test` (or `val`) hold a folder of images
-            for each class: see `lrc.data.folder`, whose side is 32 pixels here unless `size` says otherwise.
+            for each class, the same classes in each: see `lrc.data.folder`. Without `size` the images of all parts
+            have to be square and of one size.
         split: "train" or "test".
         labels: "classes", or "superclasses" to have these as the labels.
         colour: as `lrc.data.recoloured`, with the class means of the training images.
@@ -69,8 +70,7 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     place = Path(name).expanduser()
     if not place.is_dir():
         raise InputError(f"no data set is called {name!r}; there are {', '.join(SOURCES)}, or a folder of one's own")
-    part = place / ("val" if split == "test" and not (place / "test").exists() else split)
-    return folder(part, **{"size": 32, **options})
+    return part_of(place, split, **options)
 
 
 def labelled(images: Images, by: str) -> Images:

@@ -8,11 +8,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from lrc.data import cache
-from lrc.data.cifar import base_folder, folders_of
-from lrc.data.download import download
 from lrc.data.images import Images
 from lrc.hierarchy import CIFAR10, STL10
 from lrc.utils.errors import InputError
+from lrc.utils.files import sha256
 
 __all__ = ["stl10"]
 
@@ -54,32 +53,23 @@ def stl10(split: str = "train", *, root: str | Path | None = None, size: int = S
 
 def _files(split: str, root: str | Path | None) -> tuple[Path, Path]:
     """Images and labels, downloaded if need be."""
-    base = base_folder(root)
+    base = cache.base_folder(root)
     if found := _find(split, base) if base else None:
         return found
     wanted = f"{FOLDER}/{split}_X.bin"
     if root is not None:
         raise InputError(f"stl10 ({split}) is not in {base}: it should hold {wanted}")
-    return _find(split, cache.folder()) or _downloaded(split, base, wanted)
-
-
-def _downloaded(split: str, base: Path | None, wanted: str) -> tuple[Path, Path]:
-    try:
-        download("STL10", FOLDER, cache.folder())
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"stl10 ({split}) is neither in LRC_DATA ({base or 'not set'}) nor in the cache ({cache.folder()}), and "
-            f"the download failed ({reason}): set LRC_DATA to a folder that holds {wanted}, or connect to the internet"
-        ) from error
-    if found := _find(split, cache.folder()):
-        return found
-    raise InputError(f"{cache.folder() / wanted} is missing: remove its folder, to have it downloaded anew")
+    if not (found := _find(split, cache.folder())):
+        cache.download("STL10", FOLDER, what=f"stl10 ({split})", layouts=wanted)
+        found = _find(split, cache.folder())
+    if not found:
+        raise InputError(f"{cache.folder() / wanted} is missing: remove its folder, to have it downloaded anew")
+    return found
 
 
 def _find(split: str, base: Path) -> tuple[Path, Path] | None:
     """Images and labels, or nothing. Raises InputError where only one of the two files is there."""
-    for folder in folders_of(base, FOLDER):
+    for folder in cache.folders_of(base, FOLDER):
         pixels, labels = folder / f"{split}_X.bin", folder / f"{split}_y.bin"
         if pixels.exists() and labels.exists():
             return pixels, labels
@@ -111,7 +101,7 @@ def _pixels(path: Path, n: int) -> UInt8[Tensor, "n 3 width height"]:
 
 def _small(name: str, file: Path, x: UInt8[Tensor, "n 3 96 96"]) -> UInt8[Tensor, "n 3 32 32"]:
     """The mean of each 3x3 pixels, rounded; from the cache where it was made of this file before."""
-    source = cache.signature([file])
+    source = sha256(file)
     if kept := cache.load(name, source=source):
         return kept["x"]
     sums = x.numpy().reshape(len(x), 3, 32, 3, 32, 3).sum((3, 5), dtype=np.uint16)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lrc.data import Images, batches
-from lrc.data.images import Batch
+from lrc.data.batches import Batch
 from lrc.evaluation import Attack
 from lrc.training import averaging
 from lrc.training.checkpoints import Record, State

@@ -31,6 +31,7 @@ __all__ = [
     "replacing",
     "save_tensors",
     "seal",
+    "sha256",
     "tensor_metadata",
     "write",
     "write_bytes",
@@ -131,13 +132,23 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         seal(unfinished, tensors=True)
 
 
-def load_tensors(path: Path, *, unsealed: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU, mapped from it. Args, Raises: as `read_json`."""
-    from safetensors.torch import load_file
+def load_tensors(path: Path, *, unsealed: bool = False, facts: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, mapped from it.
 
-    with _damage(path), path.open("rb") as file:
-        _verify(file, tensors=True, unsealed=unsealed)
-        return load_file(path)
+    Args:
+        path, unsealed: as in `read_json`.
+        facts: texts that have to be beside the tensors.
+
+    Raises:
+        InputError: as `read_json`, or the facts are others.
+    """
+    from safetensors import safe_open
+
+    with _damage(path), path.open("rb") as sealed, safe_open(path, framework="pt") as file:
+        if not (facts or {}).items() <= (file.metadata() or {}).items():
+            raise ValueError("it was made of something else")
+        _verify(sealed, tensors=True, unsealed=unsealed)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
@@ -146,6 +157,16 @@ def tensor_metadata(path: Path) -> dict[str, str]:
 
     with _damage(path), safe_open(path, framework="pt") as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key not in UNSEALED}
+
+
+def sha256(*paths: Path) -> str:
+    """Hexadecimal SHA-256 of the contents of files, one after the other."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                sha.update(block)
+    return sha.hexdigest()
 
 
 def seal(path: Path, *, tensors: bool = False) -> None:

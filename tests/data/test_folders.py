@@ -1,6 +1,7 @@
 """Images in folders: the same as the same images kept whole, whatever is asked of them."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Generator
 
 from lrc.attacks import pgd
-from lrc.data import Images, batches, folder
+from lrc.data import Images, batches, folder, named
 from lrc.evaluation import accuracy
 from lrc.hierarchy import Hierarchy, Level
 from lrc.models import resnet8
@@ -148,7 +149,7 @@ def test_folders_without_images_are_named(tmp_path, path):
     with pytest.raises(InputError, match="nowhere holds no images"):
         folder(tmp_path / "nowhere", size=32)
     (path / "empty").mkdir()
-    with pytest.raises(InputError, match="no images in one folder for each class.*empty"):
+    with pytest.raises(InputError, match="holds no images of 'empty': put some there"):
         folder(path, size=32)
     with pytest.raises(InputError, match="side 0"):
         folder(path, size=0)
@@ -160,5 +161,120 @@ def test_two_folders_are_joined_with_their_files(path):
     assert len(both) == 38 and torch.equal(both.float(), torch.cat([first.float(), second.float()]))
     assert torch.equal(both.y, torch.cat([first.y, second.y]))
     assert torch.equal(both.subset([1, 2, 37]).float(), torch.stack([first.float()[1], *second.float()[[0, 35]]]))
-    with pytest.raises(InputError, match="differ in kind, size or classes: they cannot be joined"):
+    with pytest.raises(InputError, match="differ in kind or size: they cannot be joined"):
         first.joined(whole(path))
+
+
+def saved(root, name, image, **options):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(root / name, **options)
+
+
+def levels(root, size=4):
+    """The red channel of the one image, in levels of 1/255."""
+    return (255 * folder(root, size=size, workers=0).float()[0, 0]).round().int().tolist()
+
+
+def test_what_is_hidden_is_neither_class_nor_image(path):
+    before = folder(path, size=32, workers=0)
+    for hidden in (".ipynb_checkpoints/1.png", "cat/.ipynb_checkpoints/1.png", "cat/._00.png", ".1.png"):
+        saved(path, hidden, np.zeros((32, 32, 3), np.uint8))
+    after = folder(path, size=32, workers=0)
+    assert after.classes == NAMES and torch.equal(after.float(), before.float()) and torch.equal(after.y, before.y)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_16_bits_are_brought_to_8(tmp_path, ending):
+    deep = np.array([[0, 257, 65535, 32896]] * 4, dtype=np.uint16)
+    saved(tmp_path, f"a/1.{ending}", deep)
+    assert levels(tmp_path) == [[0, 1, 255, 128]] * 4
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_known_range_are_refused(tmp_path, dtype):
+    saved(tmp_path, "a/1.tiff", np.ones((4, 4), dtype=dtype))
+    with pytest.raises(InputError, match=r"a/1\.tiff holds (32-bit|floating-point).*: convert it to 8 or 16 bits"):
+        folder(tmp_path, size=4, workers=0).float()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_data_say(tmp_path, ending, deep, orientation):
+    if deep and ending not in ("png", "tiff"):
+        return
+    picture = np.zeros((8, 8), np.uint16 if deep else np.uint8)
+    picture[:2, :6] = 65535 if deep else 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"quality": 100} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
+    saved(tmp_path, f"a/1.{ending}", picture, exif=exif, **lossless)
+    turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+            7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)  # fmt: skip
+    eight = Image.fromarray((picture >> 8 if deep else picture).astype(np.uint8))
+    expected = np.asarray(eight.transpose(Image.Transpose[turn]) if turn else eight).astype(int)
+    assert np.abs(np.array(levels(tmp_path, 8)) - expected).max() <= 2
+
+
+def test_the_size_is_that_of_the_images_or_asked_for(path):
+    assert str(folder(path)) == "Folder(36 of 3x32x32, 3 classes)"
+    saved(path, "cow/99.png", np.zeros((32, 33, 3), np.uint8))
+    with pytest.raises(InputError, match=r"not square and of one size .*00\.png is 32x32, .*99\.png is 33x32"):
+        folder(path)
+    assert folder(path, size=16).x.shape[1:] == (3, 16, 16)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    for part in ("train", "test"):
+        for i, name in enumerate(("ant", "bee")):
+            saved(tmp_path / part, f"{name}/1.png", np.full((8, 8, 3), i, np.uint8))
+    return tmp_path
+
+
+def test_parts_of_a_folder_agree_in_classes(parts):
+    assert [named(str(parts), part).classes for part in ("train", "test")] == [("ant", "bee")] * 2
+    (parts / "test" / ".ipynb_checkpoints").mkdir()
+    assert len(named(str(parts), "test")) == 2
+    (parts / "test" / "ant").rename(parts / "test" / "cat")
+    for part in ("train", "test"):
+        with pytest.raises(InputError, match="not of the same classes: 'ant' is only in .*train: give each"):
+            named(str(parts), part)
+
+
+def test_parts_of_a_folder_agree_in_size_unless_it_is_given(parts):
+    saved(parts / "test", "ant/1.png", np.zeros((9, 9, 3), np.uint8))
+    for part in ("train", "test"):
+        with pytest.raises(InputError, match="is 8x8, .*is 9x9"):
+            named(str(parts), part)
+        assert named(str(parts), part, size=8).x.shape[1:] == (3, 8, 8)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_decompression_bomb_is_one_line(tmp_path, side):
+    """A warning and an error of Pillow's."""
+    saved(tmp_path, "a/1.png", Image.new("1", (side, side)))
+    with pytest.raises(InputError, match=r"a/1\.png cannot be decoded .*bomb") as caught:
+        folder(tmp_path, size=4, workers=0).float()
+    assert "\n" not in str(caught.value)
+
+
+def test_any_damage_of_an_image_is_an_image_or_one_line(path):
+    file, rng = path / "cat" / "00.png", np.random.default_rng(0)
+    for ending in ("png", "jpg", "tiff", "webp", "bmp"):
+        Image.open(path / "cow" / "00.png").save(file.with_suffix(f".{ending}"))
+    images = folder(path, size=32, workers=0)
+    damaged = [row for row, i in enumerate(images.rows.tolist()) if "cat/00" in images.files[i]]
+    for row in damaged * 10:
+        file = Path(images.files[images.rows[row]])
+        whole = file.read_bytes()
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 5):
+            content[place] = rng.integers(256)
+        file.write_bytes(content[: rng.integers(1, len(content))] if rng.random() < 0.3 else content)
+        try:
+            assert images.float([row]).shape == (1, 3, 32, 32)
+        except InputError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
+        file.write_bytes(whole)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrc.data import Images, batches
-from lrc.data.images import crop_flip
+from lrc.data import Images, batches, check_same_classes
+from lrc.data.batches import crop_flip
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
@@ -325,6 +325,73 @@ def test_images_are_joined():
     images = Images(x, y, ("cat", "dog"))
     both = images.subset([4, 0]).joined(images)
     assert torch.equal(both.x, x[[4, 0, 0, 1, 2, 3, 4]]) and torch.equal(both.y, y[[4, 0, 0, 1, 2, 3, 4]])
-    for other in (Images(x, y, ("dog", "cat")), Images(x[..., :3], y, ("cat", "dog"))):
-        with pytest.raises(InputError, match="cannot be joined"):
-            images.joined(other)
+    with pytest.raises(InputError, match="cannot be joined"):
+        images.joined(Images(x[..., :3], y, ("cat", "dog")))
+    with pytest.raises(InputError, match="class 0 is 'cat' in one and 'dog' in the other"):
+        images.joined(Images(x, y, ("dog", "cat")))
+
+
+@pytest.mark.parametrize("other", [("ant", "bee"), ("ant", "bee", "car", "dog"), ("ant", "car", "bee"), ()])
+def test_other_classes_are_told(other):
+    check_same_classes(CLASSES, list(CLASSES), "here")
+    with pytest.raises(InputError, match="^here: class . is .* in the other: give the same classes"):
+        check_same_classes(CLASSES, other, "here")
+
+
+def test_classes_belong_to_the_digest():
+    images = make()
+    other = dataclasses.replace(images, classes=("a", "b", "c"), hierarchy=None)
+    assert images.digest() == make().digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("crane", "dog", "crane"), "class 0 and 2 are both called 'crane'"),
+        ((), "at least one text"),
+        ((0, 1, 2), "at least one text"),
+        (["ant", "bee", "car"], "in a tuple"),
+        ("abc", "in a tuple"),
+    ],
+)
+def test_classes_have_names_of_their_own(unchecked, classes, message):
+    with pytest.raises(InputError, match=message):
+        Images(make().x, make().y, classes)
+
+
+def test_images_refuse_what_is_no_tensor(unchecked):
+    for x, y in ((None, make().y), (make().x.numpy(), make().y), (make().x, [0] * 30), (make().x, None)):
+        with pytest.raises(InputError, match="expected"):
+            Images(x, y, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "which", [[0.5], torch.ones(29, dtype=torch.bool), np.ones(31, bool), [[0]], ["a"], None, "ab", [None], {}, 1.5]
+)
+def test_subset_refuses_what_are_no_indices(unchecked, which):
+    with pytest.raises(InputError, match="expected whole numbers"):
+        make().subset(which)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        None, 3, "ab", object(), [], [None, None], ["a", "b"], np.array([None, 1]), RGB.astype(object), RGB.astype(str),
+        RGB.astype(complex), [np.zeros((4, 4, 3)), None], {"x": 1}, RGB.astype("M8[s]"), [[[1, 2], [3]]],
+    ],
+)  # fmt: skip
+def test_from_arrays_refuses_what_is_no_array_of_numbers(unchecked, x):
+    with pytest.raises(InputError) as caught:
+        Images.from_arrays(x, [0, 0], CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("y", [None, 3, [None, 1], [[0], [1, 2]], np.array([0, 1], object), "ab", {}, ["0", "1"]])
+def test_from_arrays_refuses_labels_that_are_no_numbers(unchecked, y):
+    with pytest.raises(InputError, match="expected"):
+        Images.from_arrays(RGB, y, CLASSES)
+
+
+def test_from_arrays_takes_tensors():
+    x = (make().x.permute(0, 2, 3, 1) / 255).requires_grad_()
+    assert torch.equal(Images.from_arrays(x, make().y, CLASSES).x, make().x)

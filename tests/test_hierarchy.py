@@ -72,6 +72,13 @@ def test_level_refuses_groups_that_are_not_there_or_empty(of):
         Level("pairs", ("a", "b"), of)
 
 
+def test_names_are_there_once():
+    with pytest.raises(InputError, match="group 0 and 1 are both called 'bird'"):
+        Level("kind", ("bird", "bird"), (0, 1))
+    with pytest.raises(InputError, match="class 0 and 2 are both called 'crane'"):
+        Hierarchy(("crane", "dog", "crane"), (), "made up")
+
+
 def test_hierarchy_refuses_a_level_of_other_length():
     with pytest.raises(InputError, match="groups 2 classes, there are 3"):
         Hierarchy(("x", "y", "z"), (Level("pairs", ("a", "b"), (0, 1)),), "made up")
