@@ -66,7 +66,7 @@ def train(
     seed: Annotated[int | None, option("Of initial weights, order, augmentation and random starts (0).")] = None,
     validation: Annotated[int | None, option("Training images held out to choose the epoch (1000).", min=1)] = None,
     limit: Annotated[int | None, option("At most so many images of each part, for trials.", min=1)] = None,
-    size: Annotated[int | None, option("Side of the images in a folder, in pixels; their own if they all agree.", min=1)] = None,
+    size: Annotated[int | None, option("Side of the images in a folder, in pixels (theirs).", min=1)] = None,
     compile: Annotated[bool | None, option("Run the network through torch.compile.", "--compile")] = None,
     tensorboard: Annotated[bool | None, option("Write a TensorBoard log too.", "--tensorboard")] = None,
     set: Annotated[list[str] | None, option("Any other entry of the recipe: training.momentum=0.8, say.")] = None,
