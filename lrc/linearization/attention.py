@@ -9,34 +9,57 @@ from jaxtyping import Float
 from torch import Tensor, fx
 from torchvision.models.swin_transformer import shifted_window_attention
 
+from lrc.linearization.gates import emptied
 from lrc.linearization.surgery import Surgery, refuse
 
-__all__ = ["attention", "uniform_windows", "windows"]
+__all__ = ["allowed", "attention", "excluded", "uniform_windows", "windows"]
 
 
 def attention(surgery: Surgery, node: fx.Node) -> None:
-    """Made to mix its values uniformly: queries and keys become zeros of their shapes, so that all tokens score alike.
+    """Attention mixes its values uniformly: queries and keys become zeros of their shapes, all tokens score alike.
 
-    Masks act as they are: a token that a mask excludes gets nothing, one that it lowers gets less. They must not depend
-    on the image. The weights of the attention, where they are asked for, become constant too.
+    Masks exclude what they exclude. A mask of numbers excludes what it lowers by 50 or more below the highest; other
+    biases, of positions for one, count for nothing, as where attention is written out (`equal_shares`). What of a mask
+    depends on the image counts as zero. The weights of the attention, where they are asked for, become constant too.
     """
     names = ("query", "key", "value")
     given = {name: node.args[i] if i < len(node.args) else node.kwargs[name] for i, name in enumerate(names)}
-    rest = (node.args[3:], {k: v for k, v in node.kwargs.items() if k not in names})
-    if masks := surgery.data_among(rest):
-        refuse(surgery, node, f"its mask {masks[0].name!r} depends on the image")
+    args, kwargs = list(node.args[3:]), {k: v for k, v in node.kwargs.items() if k not in names}
+    surgery.note(node, "uniform mixing of its values")
     for name in ("query", "key"):
         if given[name] in surgery.data:
             given[name] = surgery.insert(node, torch.zeros_like, given[name])
-    node.args, node.kwargs = (*given.values(), *rest[0]), rest[1]
-    if node.target is F.scaled_dot_product_attention:  # whose dropout knows no mode
-        node.args = tuple(0.0 if i == 4 else arg for i, arg in enumerate(node.args))
-        node.kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in rest[1].items()}
+    fused = node.target is F.scaled_dot_product_attention
+    for place, name in [(0, "attn_mask")] if fused else [(0, "key_padding_mask"), (2, "attn_mask")]:
+        positional = node.op != "call_function" or fused
+        mask = args[place] if positional and place < len(args) else kwargs.get(name)
+        if mask is not None:
+            mask = surgery.insert(node, allowed if fused else excluded, emptied(surgery, mask, node))
+            if positional and place < len(args):
+                args[place] = mask
+            else:
+                kwargs[name] = mask
+    if masks := surgery.data_among((args, kwargs)):
+        refuse(surgery, node, f"{masks[0].name!r} among its options depends on the image")
+    if fused:  # whose dropout knows no mode
+        args = [0.0 if i == 1 else arg for i, arg in enumerate(args)]
+        kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
+    node.args, node.kwargs = (*given.values(), *args), kwargs
     surgery.mark()
 
 
+def allowed(mask: Tensor) -> Tensor:
+    """Which tokens a mask of `F.scaled_dot_product_attention` leaves: true, or less than 50 below the highest."""
+    return mask if mask.dtype is torch.bool else mask >= mask.amax(-1, keepdim=True) - 50
+
+
+def excluded(mask: Tensor) -> Tensor:
+    """Which tokens a mask of `nn.MultiheadAttention` excludes."""
+    return mask if mask.dtype is torch.bool else ~allowed(mask)
+
+
 def windows(surgery: Surgery, node: fx.Node) -> None:
-    """The attention of Swin transformers: within a window, each value is the mean of those that the mask lets it see.
+    """Attention mixes its values uniformly: within a window, each value is the mean of those that the mask lets it see.
 
     In a shifted window these are the tokens that were neighbours in the image before the shift came around its edge.
     """

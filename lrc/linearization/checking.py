@@ -3,15 +3,17 @@
 import copy
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
-from lrc.utils.errors import InputError
+from lrc.linearization.operations import DROPOUT
+from lrc.utils.errors import InputError, first_line
 
-__all__ = ["TOLERANCE", "Quiet", "first_line", "image_shape", "superposition_error", "verified"]
+__all__ = ["TOLERANCE", "Quiet", "image_shape", "read_right", "superposition_error", "verified"]
 
 TOLERANCE = 1e-8
 """Largest relative error in float64 that passes for rounding."""
@@ -42,13 +44,65 @@ def superposition_error(network: nn.Module, input_shape: Sequence[int], *, seed:
     return _error(_values(network, points, f"the network does not take images of shape {shape}"))
 
 
-def verified(linear: fx.GraphModule, input_shape: Sequence[int], places: Mapping[str, str]) -> None:
-    """Checks superposition on a copy in float64.
+def read_right(read: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Checks that the graph read from a network gives what the network gives.
+
+    Args:
+        read: the graph, with nothing taken out yet.
+        model: the network, in eval mode; what running it changes is not to be used again.
+        input_shape: of one image.
+
+    Raises:
+        InputError: it does not, or the network does not take such an image.
+    """
+    x, *_ = _points(model, input_shape, seed=0)
+    failing = f"the network does not take images of shape {tuple(input_shape)}"
+    with _NoDropout():
+        expected, got = (_values(network, [x], failing)[0] for network in (model, read))
+        again = expected if _agree(got, expected) else _values(model, [x], failing)[0]
+    if not _agree(got, expected):
+        cause = (
+            "it computes what torch.fx does not see: a scripted function, a tensor cached by an earlier call, a number "
+            "taken from one"
+            if _agree(again, expected)
+            else "it gives something else each time: it draws at random or counts its calls"
+        )
+        raise InputError(f"the network cannot be read: {cause}")
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout that the network calls whatever its mode does nothing meanwhile; it is taken out anyway."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUT:
+            return args[0] if args else kwargs["input"]
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, {**kwargs}
+            kwargs.update({"dropout_p": 0.0} if len(args) <= 4 else {})
+        return func(*args, **kwargs)
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Up to rounding of the type; where b is not finite, whatever a is. What is no tensor agrees."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and b.is_floating_point() and b.numel()):
+        return True
+    if a.shape != b.shape:
+        return False
+    difference, size = (a - b).abs(), b.abs().nan_to_num(0, 0, 0).max()
+    return bool((~b.isfinite() | (difference <= torch.finfo(b.dtype).eps ** 0.5 * size)).all())
+
+
+def verified(
+    linear: fx.GraphModule, input_shape: Sequence[int], places: Mapping[str, str], model: Callable[[], nn.Module]
+) -> None:
+    """Checks superposition on a copy in float64, and that each logit depends on the image as it does in the network.
 
     Args:
         linear: what is to be checked.
         input_shape: of one image.
         places: the nodes whose values depend on the image, by name: how to call them in a message.
+        model: gives the network that it was made from.
 
     Raises:
         InputError: it does not hold; the message has the first node that breaks it. Or the network does not run.
@@ -57,12 +111,31 @@ def verified(linear: fx.GraphModule, input_shape: Sequence[int], places: Mapping
     try:
         twin = _in_float64(linear)
     except Exception as failure:  # whatever the network's modules hold is copied: anything may be raised
-        raise InputError(f"verify: the network cannot be copied: {first_line(failure)}") from failure
+        raise InputError(
+            f"verify: the network cannot be copied: {first_line(failure)}; verify=False leaves the check out"
+        ) from failure
     points = _points(twin, shape, seed=0)
-    error = _error(_values(twin, points, f"verify: no image of shape {shape} runs in float64"))
+    values = _values(twin, points, f"verify: no image of shape {shape} runs in float64")
+    error = _error(values)
     if not error <= TOLERANCE:
         name, error = _first_break(twin, points, places) or ("the output", error)
         raise InputError(f"verify: {name} is not {_what_is_wrong(error)}")
+    if silent := _silent(values):
+        network = model()
+        before = _silent(_values(network, _points(network, shape, seed=0), "verify"))
+        if new := [k for k in silent if k not in before]:
+            raise InputError(
+                f"verify: {len(new)} logits do not depend on the image any more, logit {new[0]} for one: what they "
+                "depended on cancels once the non-linear parts are taken out, or was taken for a gate"
+            )
+
+
+def _silent(values: Sequence[Any]) -> list[int]:
+    """The logits that are the same at the first two points, up to rounding."""
+    a, b, _ = values
+    if not isinstance(a, Tensor) or a.dim() != 2:
+        return []
+    return ((a - b).abs() <= 1e-13 * torch.maximum(a.abs(), b.abs()).amax()).all(0).nonzero()[:, 0].tolist()
 
 
 class Quiet(nn.Module):
@@ -90,11 +163,6 @@ def image_shape(shape: Any) -> tuple[int, ...]:
     if min(sizes, default=1) < 1:
         raise InputError(f"the shape of one image is a few positive integers, as in (3, 32, 32), not {shape!r}")
     return sizes
-
-
-def first_line(error: Exception) -> str:
-    """Of what it says; its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _what_is_wrong(error: float) -> str:

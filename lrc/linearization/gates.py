@@ -1,7 +1,7 @@
 """Products of values that all depend on the image: which factor is a gate, and what a gate is set to."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from lrc.linearization.inplace import copied
 from lrc.linearization.surgery import Operation, Surgery, first, others, refuse
 from lrc.utils.errors import InputError
 
-__all__ = ["equal_shares", "filled", "gate_means", "glu", "product", "softmax"]
+__all__ = [
+    *("UNIFORM", "emptied", "equal_shares", "filled", "gate_means", "glu", "is_scale", "product", "set_to_one"),
+    "softmax",
+]
 
 GATES: dict[Operation, tuple[int, float]] = {
     **{operation: (1, 1.0) for operation in ops.SELF_GATED},
-    **{operation: (2, 1.0) for operation in ops.SATURATING},
+    **{operation: (2, 1.0) for operation in (*ops.SATURATING, *ops.COMPARISONS, *ops.WITH_BOUNDS)},
     **{operation: (2, 6.0) for operation in (nn.ReLU6, F.relu6)},  # of x + 3 only: six times a hard sigmoid
     **{operation: (3, 1.0) for operation in ops.SIGMOIDS},
     **{operation: (4, 1.0) for operation in ops.SOFTMAX},
@@ -28,39 +31,115 @@ GATES: dict[Operation, tuple[int, float]] = {
 PASSING = frozenset(
     (
         *(*ops.ARRANGEMENTS, *ops.COPIES, *ops.MASKS, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT),
-        *(torch.where, Tensor.where, copied),
+        *(*ops.PADDINGS, torch.where, Tensor.where, copied),
     )
 )
 """Operations between a gate and its product, or between scores and their softmax, that leave it what it is."""
+
+UNIFORM, OPEN, DIVISOR = "attention mixes its values uniformly", "a gate is open", "a norm of features is set to one"
 
 
 def product(surgery: Surgery, node: fx.Node) -> None:
     """Kept where one factor alone depends on the image; else the others must be gates, which become constants.
 
     A factor is a gate if all that it has of the image came through a sigmoid, a softmax or another saturating function,
-    with nothing but arrangement, sums, multiples, masks and dropout after that. A sigmoid becomes one, its value where
-    the gate is open, or its mean over images (`gates`); what is done to it afterwards stays, so that in
-    ``g * a + (1 - g) * b`` an open gate leaves a. A softmax becomes equal shares of all that it is taken over, or of
-    what a constant mask leaves of that: attention mixes its values uniformly. Queries, keys and squeezed channels then
-    matter by their shapes alone, and no rule is asked about them. Where both factors are gates, the surer one is. The
-    least sure is the activated factor of ``silu(a) * b`` or ``gelu(a) * b``, a gate only beside a factor that is none:
-    it too becomes one or its mean, which leaves b. That a is unbounded makes one a convention there, not its limit.
+    with nothing but arrangement, sums, multiples, masks and dropout after that (after a softmax linear layers too:
+    heads that talk). A sigmoid becomes one, its value where the gate is open, or its mean over images (`gates`); what
+    is done to it afterwards stays, so that in ``g * a + (1 - g) * b`` an open gate leaves a. A softmax becomes equal
+    shares of all that it is taken over, or of what a constant mask leaves of that: attention mixes its values
+    uniformly. Queries, keys and squeezed channels then matter by their shapes alone, and no rule is asked about them.
+    Where both factors are gates, the surer one is. The least sure is the activated factor of ``silu(a) * b`` or
+    ``gelu(a) * b``, a gate only beside a factor that is none: it too becomes one or its mean, which leaves b. That a is
+    unbounded makes one a convention there, not its limit.
+
+    A factor made of norms or deviations of features alone is the scale that a norm by hand multiplies by: it becomes
+    one. The square of a ReLU is an activation, and becomes what the ReLU was taken of.
+
+    Refused is a gate that is a feature as well, or one that the other factor was computed from: to hold it would take
+    that out of the network too.
     """
     factors = surgery.data_among((node.args, node.kwargs))
     if len(factors) < 2:
         return
+    if len(factors) == 2 and factors[0] is factors[1] and surgery.operation(factors[0]) in ops.RELUS:
+        surgery.note(node, "taken out", "activations are the identity")
+        node.replace_all_uses_with(factors[0])
+        return surgery.graph.erase_node(node)
+    scales = [factor for factor in set(factors) if is_scale(surgery, factor)]
+    if len(scales) < len(set(factors)):
+        for scale in scales:
+            set_to_one(surgery, node, scale)
+        factors = [factor for factor in factors if factor not in scales]
+    if len(factors) > 1:
+        if (choice := _choose(surgery, factors)) is None:
+            names = " and ".join(repr(factor.name) for factor in factors)
+            reason = f"it multiplies {names}, which all depend on the image, and which is the gate is not clear"
+            refuse(surgery, node, reason)
+        value, held = choice
+        for gate in held - surgery.kept:
+            _check_gate(surgery, node, gate, value)
+        for gate in held - surgery.kept:
+            _hold(surgery, gate)
+    surgery.mark()
+    return None
+
+
+def is_scale(surgery: Surgery, node: fx.Node) -> bool:
+    """Whether all that a node has of the image came through norms, deviations or means of squares."""
+    operation = surgery.operation(node)
+    if operation in ops.DEVIATIONS:
+        return True
+    inputs = _inputs(surgery, node)
+    if operation in ops.AVERAGES and inputs and not is_scale(surgery, inputs[0]):
+        square = surgery.data_among((inputs[0].args, inputs[0].kwargs))
+        even = surgery.operation(inputs[0])
+        return even in (torch.abs, Tensor.abs) or (even in ops.PRODUCTS and len(square) == 2 and len({*square}) == 1)
+    scaling = operation in PASSING or operation in ops.ELEMENTWISE or operation in ops.AVERAGES
+    return scaling and bool(inputs) and all(is_scale(surgery, n) for n in inputs)
+
+
+def set_to_one(surgery: Surgery, node: fx.Node, scale: fx.Node) -> None:
+    """Puts ones in the place of a factor, or a divisor, of this one node."""
+    surgery.note(node, f"{scale.name} set to one", DIVISOR)
+    node.replace_input_with(scale, surgery.insert(node, torch.ones_like, scale))
+
+
+def _choose(surgery: Surgery, factors: Sequence[fx.Node]) -> tuple[fx.Node, set[fx.Node]] | None:
+    """The factor that is none of the gates, and the gates in the others; nothing where that is not clear."""
     found = [_gates(surgery, factor) or [] for factor in factors]
     ranks = [max((GATES[surgery.operation(gate)][0] for gate in gates), default=0) for gates in found]
     value = ranks.index(min(ranks))
     if ranks.count(ranks[value]) > 1:
-        names = " and ".join(repr(factor.name) for factor in factors)
-        refuse(
-            surgery, node, f"it multiplies {names}, which all depend on the image, and which is the gate is not clear"
-        )
-    held = {gate for i, gates in enumerate(found) if i != value for gate in gates}
-    for gate in held - surgery.kept:
-        _hold(surgery, gate)
-    surgery.mark()
+        return None
+    return factors[value], {gate for i, gates in enumerate(found) if i != value for gate in gates}
+
+
+def _check_gate(surgery: Surgery, node: fx.Node, gate: fx.Node, value: fx.Node) -> None:
+    """Refuses a gate that is more than that."""
+    reached, ahead = {value}, [value]
+    while ahead:
+        new = {n for n in ahead.pop().all_input_nodes if n in surgery.data and not n < gate} - reached
+        reached, ahead = reached | new, [*ahead, *new]
+    if gate in reached:
+        refuse(surgery, node, f"{gate.name!r} is its gate, and its other factor {value.name!r} is computed from that")
+    seen, ahead = {gate}, [gate]
+    while ahead:
+        passing = ahead.pop()
+        for user in {n for n in passing.users if n in surgery.data} - seen:
+            seen.add(user)
+            factors = surgery.data_among((user.args, user.kwargs))
+            if surgery.operation(user) in ops.PRODUCTS and len(factors) > 1 and user not in surgery.kept:
+                choice = _choose(surgery, factors)
+                if choice is not None and gate in choice[1]:
+                    continue
+            if not _passes(surgery, user):
+                refuse(surgery, node, f"{gate.name!r} is its gate, and goes into {user.name!r} as a feature too")
+            ahead.append(user)
+
+
+def _passes(surgery: Surgery, node: fx.Node) -> bool:
+    """Whether a node that a gate goes into is still a gate, and nothing else."""
+    return node not in surgery.kept and node.op != "output" and _gates(surgery, node) is not None
 
 
 def glu(surgery: Surgery, node: fx.Node) -> None:
@@ -84,25 +163,38 @@ def _gates(surgery: Surgery, node: fx.Node) -> list[fx.Node] | None:
     """The gates through which all that a node has of the image came, if there are such."""
     if _is_gate(surgery, node):
         return [node]
-    inputs = _inputs(surgery, node)
-    if surgery.operation(node) not in PASSING or not inputs:
+    operation, inputs = surgery.operation(node), _inputs(surgery, node)
+    if not (operation in PASSING or operation in ops.LAYERS) or not inputs:
         return None
-    found = [_gates(surgery, n) for n in inputs]
-    return None if None in found else [gate for gates in found for gate in gates or []]
+    gates: list[fx.Node] = []
+    for n in inputs:
+        if (found := _gates(surgery, n)) is None:
+            return None
+        gates += [gate for gate in found if gate not in gates]
+    return gates if all(operation in PASSING or surgery.operation(gate) in ops.SOFTMAX for gate in gates) else None
 
 
 def _inputs(surgery: Surgery, node: fx.Node) -> list[fx.Node]:
-    """The inputs of `data` whose values count: of a second one that gives only shape or type, they do not."""
-    inputs = [first(node)] if surgery.operation(node) in ops.AS else node.all_input_nodes
-    return [n for n in inputs if n in surgery.data]
+    """The inputs of `data` whose values count."""
+    return [n for n in surgery.inputs(node) if n in surgery.data]
 
 
 def _is_gate(surgery: Surgery, node: fx.Node) -> bool:
     operation = surgery.operation(node)
+    if operation in ops.WITH_BOUNDS:  # a hard sigmoid, or six times that
+        return _bounds(node)[0] in (0, -1) and isinstance(_bounds(node)[1], int | float)
+    if operation in ops.COMPARISONS:
+        return first(node) in surgery.data and not surgery.data_among(others(node))
     if operation not in (nn.ReLU6, F.relu6):
         return operation in GATES
     shifted = first(node)
     return isinstance(shifted, fx.Node) and surgery.operation(shifted) in ops.SUMS and 3 in shifted.args
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    """What a call of clamp has as `min` and `max`."""
+    low, high = [*node.args[1:], None, None][:2]
+    return node.kwargs.get("min", low), node.kwargs.get("max", high)
 
 
 def _hold(surgery: Surgery, gate: fx.Node) -> None:
@@ -113,15 +205,16 @@ def _hold(surgery: Surgery, gate: fx.Node) -> None:
         dim = -3 if operation is nn.Softmax2d else _dimension(gate, module)
         if dim is None:
             refuse(surgery, gate, "a softmax must say over which dimension it is taken: give dim")
-        surgery.replace(gate, equal_shares, _empty(surgery, x, gate), dim, dtype=gate.kwargs.get("dtype"))
+        shares = surgery.insert(gate, equal_shares, emptied(surgery, x, gate), dim, dtype=gate.kwargs.get("dtype"))
+        surgery.swap(gate, shares, UNIFORM)
     elif gate in surgery.means:
         name = f"_mean_{gate.name}"
         surgery.root.register_buffer(name, surgery.means[gate])
         with surgery.graph.inserting_before(gate):
             mean = surgery.graph.get_attr(name)
-        surgery.replace(gate, filled, x, mean)
+        surgery.swap(gate, surgery.insert(gate, filled, x, mean), "a gate has its mean over images")
     else:
-        surgery.replace(gate, torch.full_like, x, _open(surgery, gate))
+        surgery.swap(gate, surgery.insert(gate, torch.full_like, x, _open(surgery, gate)), OPEN)
 
 
 def _open(surgery: Surgery, gate: fx.Node) -> Any:
@@ -131,7 +224,7 @@ def _open(surgery: Surgery, gate: fx.Node) -> Any:
         return surgery.part(gate.target).max_val
     if operation is F.hardtanh:
         return gate.args[2] if len(gate.args) > 2 else gate.kwargs.get("max_val", 1.0)
-    return GATES[operation][1]
+    return _bounds(gate)[1] if operation in ops.WITH_BOUNDS else GATES[operation][1]
 
 
 def _dimension(node: fx.Node, module: nn.Module | None, *, default: int | None = None) -> Any:
@@ -140,13 +233,13 @@ def _dimension(node: fx.Node, module: nn.Module | None, *, default: int | None =
     return node.kwargs.get("dim", given) if module is None else module.dim
 
 
-def _empty(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
+def emptied(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
     """The scores that a softmax is taken of with their content at zero: masks are left, and biases of positions."""
     if not isinstance(scores, fx.Node) or scores not in surgery.data:
         return scores
     inputs, operation = _inputs(surgery, scores), surgery.operation(scores)
     if len(inputs) > 1 and operation in (operator.mul, torch.mul, Tensor.mul, torch.multiply):  # a mask in one stays
-        return surgery.insert(gate, torch.add, *(_empty(surgery, n, gate) for n in inputs))
+        return surgery.insert(gate, torch.add, *(emptied(surgery, n, gate) for n in inputs))
     divisors = surgery.data_among(others(scores)) if operation in ops.QUOTIENTS else []
     if (
         operation not in PASSING
@@ -156,10 +249,10 @@ def _empty(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
         return surgery.insert(gate, torch.zeros_like, scores)
     if divisors:  # which may be zero; where the quotient is masked stays
         ones = surgery.insert(gate, torch.ones_like, divisors[0])
-        return surgery.insert(gate, torch.div, _empty(surgery, first(scores), gate), ones)
+        return surgery.insert(gate, torch.div, emptied(surgery, first(scores), gate), ones)
     if operation in ops.DROPOUT:
-        return _empty(surgery, first(scores), gate)
-    replaced = {n: _empty(surgery, n, gate) for n in inputs}
+        return emptied(surgery, first(scores), gate)
+    replaced = {n: emptied(surgery, n, gate) for n in inputs}
     with surgery.graph.inserting_before(gate):
         return surgery.graph.node_copy(scores, lambda n: replaced.get(n, n))
 
@@ -215,5 +308,5 @@ def _values(run: fx.Interpreter, node: fx.Node, value: Any) -> Iterator[Tensor]:
     if operation in (nn.GLU, F.glu):
         x: Any = run.map_nodes_to_values(first(node), node)
         yield torch.sigmoid(x.chunk(2, _dimension(node, module, default=-1))[1])
-    elif operation in GATES and operation not in ops.SOFTMAX:
+    elif operation in GATES and operation not in ops.SOFTMAX and value.is_floating_point():
         yield value

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+from collections.abc import Collection
 from functools import cache
 from typing import Any, NoReturn
 
@@ -10,17 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from lrc.linearization.surgery import Operation, Surgery, describe, first, identity
+from lrc.linearization.surgery import Operation, Rule, Surgery, describe, first
 from lrc.linearization.tracing import kind
 from lrc.utils.errors import InputError
 
-__all__ = ["copied", "functionalize", "out_of_place"]
+__all__ = ["assigned", "copied", "functionalize", "out_of_place"]
 
 OUT_OF_PLACE: dict[Operation, Operation] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
     **{
         getattr(space, name): getattr(space, name[:-1])
         for space in (F, torch)
@@ -29,8 +31,14 @@ OUT_OF_PLACE: dict[Operation, Operation] = {
     },
 }
 
+SIZES: set[Operation] = {
+    *((getattr, "shape"), (getattr, "ndim"), Tensor.size, Tensor.dim, Tensor.numel, Tensor.ndimension, Tensor.nelement),
+}
 
-def functionalize(surgery: Surgery, views: frozenset[Operation], *, run_first: bool) -> None:
+
+def functionalize(
+    surgery: Surgery, views: frozenset[Operation], removing: Collection[Rule], *, run_first: bool
+) -> None:
     """Gives in-place operations their out-of-place form, and later users of the changed tensor the result.
 
     Else `y = relu(x); y += 1` would change x once the ReLU is gone, which made y a tensor of its own; and a call like
@@ -40,6 +48,7 @@ def functionalize(surgery: Surgery, views: frozenset[Operation], *, run_first: b
     Args:
         surgery: changed in place.
         views: operations whose result may share memory with their first argument.
+        removing: rules that take an operation out.
         run_first: whether the graph is run before anything is taken out of it.
 
     Raises:
@@ -48,12 +57,18 @@ def functionalize(surgery: Surgery, views: frozenset[Operation], *, run_first: b
     _merge_constants(surgery.graph)
     memory: dict[fx.Node, fx.Node] = {}  # of the nodes so far, the node that first held their memory
     for node in list(surgery.graph.nodes):
-        removed = surgery.rule(node) is identity and node not in surgery.kept
+        removed = surgery.rule(node) in removing and node not in surgery.kept
         memory[node] = memory.get(first(node), node) if surgery.operation(node) in views else node
-        if _in_place(surgery, node):
+        if node.kwargs.get("out") is not None:
+            _refuse(surgery, node, "what is given as `out`: use its result instead")
+        if node.target in OUT_OF_PLACE and is_number(surgery, first(node)):
+            node.target = OUT_OF_PLACE[node.target]  # `n += 1` gives the name a new value
+        elif node.target is operator.setitem or _in_place(surgery, node):
             changed = first(node)
             aliases = [n for n in memory if memory[n] is memory[changed] and n is not changed]
             later = {user for n in aliases for user in n.users}.difference(memory)
+            if back := [user for user in later if _puts_back(user, changed, node)]:
+                later = {user for user in later if user < back[0]}  # from there on, what it was changed to
             if later and (run_first or not removed):
                 _refuse(surgery, node, "what is used later through a view: make it out of place")
             changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in memory)
@@ -61,6 +76,29 @@ def functionalize(surgery: Surgery, views: frozenset[Operation], *, run_first: b
         elif not removed and _is_whole(surgery, node):
             for root in {memory[n] for n in node.all_input_nodes if surgery.operation(memory[n]) is not copied}:
                 _give_memory(surgery.graph, root, memory)
+
+
+def is_number(surgery: Surgery, node: Any) -> bool:
+    """Whether a node is a size, a tuple of sizes, or arithmetic on such; these are values, not memory."""
+    if not isinstance(node, fx.Node):
+        return True
+    if surgery.operation(node) in SIZES:
+        return True
+    pure = node.target is operator.getitem or getattr(node.target, "__module__", "") in ("_operator", "math")
+    return pure and bool(node.all_input_nodes) and all(is_number(surgery, n) for n in node.all_input_nodes)
+
+
+def _puts_back(user: fx.Node, changed: fx.Node, node: fx.Node) -> bool:
+    """Whether the user is the second half of `x[i] += y`, which puts into x what has been changed of it."""
+    same = changed.target is operator.getitem and user.target is operator.setitem
+    return same and user.args == (changed.args[0], changed.args[1], node)
+
+
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of x with the value at the index."""
+    x = x.clone()
+    x[index] = value
+    return x
 
 
 def _merge_constants(graph: fx.Graph) -> None:
@@ -134,7 +172,9 @@ def _place_of_inplace(function: Any) -> int | None:
 
 def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
     """Modules get theirs when the graph is put together."""
-    if node.target in ("zero_", "fill_", torch.zero_, torch.fill_):
+    if node.target is operator.setitem:
+        node.target = assigned
+    elif node.target in ("zero_", "fill_", torch.zero_, torch.fill_):
         _fill(surgery, node)
     elif node.op == "call_method" and _method(str(node.target)):
         node.target = str(node.target).removesuffix("_")

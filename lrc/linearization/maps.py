@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrc.linearization.checking import Quiet, first_line, image_shape
+from lrc.linearization.checking import Quiet, image_shape
 from lrc.linearization.network import linearize
-from lrc.utils.errors import InputError
+from lrc.utils.errors import InputError, first_line
 from lrc.utils.files import replacing
 
 __all__ = ["affine_map", "differentiated", "linear_map"]
@@ -91,7 +91,8 @@ def affine_map(
             f"{part[0]} leaves parts that are not linear, which no one W describes: take lrc.local_map of "
             "lrc.linearize(...) at the images in question"
         )
-    linear, x = linearize(model, **choices), _black_image(model, input_shape)
+    x = _black_image(model, input_shape)
+    linear = linearize(model, input_shape=x.shape[1:], **choices)
     if out is not None and Path(out).is_dir():
         raise InputError(f"out ({out}) is a folder: give the name of a file in it")
     with differentiated(linear, x, chunk=chunk, progress=progress) as (z, chunks):

@@ -1,31 +1,40 @@
 """linearize: from a network to its linear sub-network."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from types import FunctionType
 from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor, fx, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from lrc.linearization.checking import verified
+from lrc.linearization.checking import image_shape, read_right, verified
+from lrc.linearization.compound import write_out
 from lrc.linearization.gates import gate_means
-from lrc.linearization.inplace import functionalize
+from lrc.linearization.inplace import functionalize, out_of_place
 from lrc.linearization.operations import DROPOUT
 from lrc.linearization.partial import first_path, kept_nodes
-from lrc.linearization.rules import VIEWS, extended
-from lrc.linearization.surgery import BatchNorm, Pooling, Surgery, describe, identity, refuse
-from lrc.linearization.tracing import PREFIX, trace
+from lrc.linearization.rules import REMOVING, VIEWS, extended
+from lrc.linearization.surgery import BatchNorm, Change, Pooling, Surgery, describe, expression, identity, refuse
+from lrc.linearization.tracing import PREFIX, Whole, silence, trace, twin
 from lrc.utils.errors import InputError
 
-__all__ = ["linearize"]
+__all__ = ["Report", "linearize"]
 
-MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
-"""Hooks that make the weights of a module from others before it runs."""
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the operations of a network that linearization changed, in the order in which they run."""
+
+    changes: tuple[Change, ...]
+
+    def __str__(self) -> str:
+        """One line for all operations of a kind that became the same for the same reason, with their number."""
+        counts = Counter((c.operation, c.became, c.convention) for c in self.changes)
+        return "\n".join(f"{n} x {operation}: {became} ({why})" for (operation, became, why), n in counts.items())
 
 
 def linearize(
@@ -38,7 +47,8 @@ def linearize(
     keep: str | Callable[..., Any] | Collection[Any] = (),
     start: str | None = None,
     stop: str | None = None,
-    verify: bool | Sequence[int] | None = None,
+    input_shape: Sequence[int] | None = None,
+    verify: bool = True,
 ) -> fx.GraphModule:
     """The linear sub-network of a classifier: its non-linear parts taken out, everything else kept.
 
@@ -50,8 +60,8 @@ def linearize(
     is left out. Of what only shapes depend on (the scores of an attention, what opens a gate) nothing is asked.
 
     Args:
-        model: images to logits; any network that `torch.fx` can trace. It is left as it was, and its forward hooks are
-            not called: what they would change is not seen.
+        model: images to logits. It is left as it was: a twin of it is read, and that without its forward hooks: what
+            they would change is not seen. Of an output that is an object, the logits are taken.
         batchnorm: "remove" drops batch norm altogether (the paper's choice), "fold" keeps the affine map that it is in
             eval mode. Norms that take no recorded statistics (of layers, groups, instances) are dropped in both.
         pooling: "average" puts nn.AvgPool2d in place of nn.MaxPool2d with the same geometry and counts the padding as
@@ -67,17 +77,23 @@ def linearize(
             as the table has them (nn.ReLU is the module, F.relu the function); one, or several in a tuple.
         start: path of the module that linearization begins with; what runs before it is kept.
         stop: path of the module that it ends with; what runs after it is kept.
-        verify: shape of an image, or True for `model.input_shape`: checks superposition on random images, in float64.
+        input_shape: of one image; `model.input_shape` if absent. It is needed where forward looks at shapes (`assert`,
+            `if`, `range`, padding to "same"), which is then run on examples, and for `verify`.
+        verify: check on random images of that shape, if it is known, that the graph read from the network gives what
+            the network gives, and, where all is linearized, that the result is affine and finite (in float64) and that
+            each logit depends on the image. It takes about as long as eight forward passes.
 
     Returns:
         An affine function of its input, in eval mode; with `keep`, `start` or `stop` a function that is not affine, for
         what was kept is as it was. It holds the parameters of `model` themselves, neither copied nor detached: a
-        training step or `.to(...)` on one shows in the other. `copy.deepcopy` it first to keep them apart.
+        training step or `.to(...)` on one shows in the other. `copy.deepcopy` it first to keep them apart. Its
+        attribute `report` is the table of what became of what, and by which convention.
 
     Raises:
         InputError: an operation without a rule, or a product of two values that both depend on the image where neither
             is a gate; the message names it, its place in the network and the ways past it. Or a network that cannot be
-            traced, names that it does not have, a rule that is none, or what `verify` found not to be affine.
+            traced, that draws at random, names that it does not have, a rule that is none or matches nothing, or what
+            `verify` found wrong.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
@@ -96,20 +112,26 @@ def linearize(
     whole = getattr(model, "_orig_mod", model)
     keep = tuple(first_path(whole, part) if isinstance(part, str | nn.Module) else part for part in keep)
     start, stop = (name if name is None else first_path(whole, name) for name in (start, stop))
-    shape = _shape_to_verify(model, verify, partly=bool(keep) or start is not None or stop is not None)
-    root, graph = trace(model, {*table, *keep}, [name for name in keep if isinstance(name, str)])
+    shape = getattr(model, "input_shape", None) if input_shape is None else input_shape
+    shape = None if shape is None else image_shape(shape)
+    root, graph = trace(model, {*table, *keep}, [name for name in keep if isinstance(name, str)], shape)
     surgery = Surgery(root, graph, table, batchnorm, pooling)
     _check_called(surgery, rules or {})
     surgery.kept.update(kept_nodes(surgery, keep, start, stop))
-    functionalize(surgery, VIEWS, run_first=gates is not None)
+    write_out(surgery)
+    functionalize(surgery, VIEWS, REMOVING, run_first=gates is not None or (verify and shape is not None))
+    if verify and shape is not None:
+        read_right(_assemble(model, root, copy.deepcopy(graph)), Whole(twin(whole)), shape)
     if gates is not None:
         means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)
         surgery.means.update({node: means[node.name] for node in graph.nodes if node.name in means})
     _operate(surgery, type(model).__name__)
-    places = {node.name: describe(surgery, node) for node in surgery.data} if shape else {}
+    places = {node.name: describe(surgery, node) for node in surgery.data}
     linear = _assemble(model, root, graph)
-    if shape:
-        verified(linear, shape, places)
+    report: Any = Report(tuple(reversed(surgery.changes)))  # typed as what modules may hold is
+    linear.report = report
+    if verify and shape is not None and not keep and start is None and stop is None:
+        verified(linear, shape, places, lambda: Whole(twin(whole)))
     return linear
 
 
@@ -124,27 +146,17 @@ def _check(batchnorm: str, pooling: str) -> None:
 
 def _check_called(surgery: Surgery, rules: Mapping[Any, Any]) -> None:
     """The tracer sees a call of a function only by a global name; elsewhere it reads what the function does."""
-    called = {node.target for node in surgery.graph.nodes}
-    for function in rules:
-        own = isinstance(function, FunctionType) and not function.__module__.startswith("torch")
-        if own and function not in called:
+    called = {surgery.operation(node) for node in surgery.graph.nodes if node.op.startswith("call")}
+    for operation in rules:
+        if operation not in called and out_of_place(operation) not in map(out_of_place, called):
+            name = expression(operation)
+            own = isinstance(operation, FunctionType) and not operation.__module__.startswith("torch")
+            same = [expression(o) for o in called if expression(o).split(".")[-1] == name.split(".")[-1]]
             raise InputError(
-                f"rules: no call of {function.__name__} was seen: a module's forward must call it by a global name "
-                "of its file, not as an attribute; else make it a module, or leave the rule out if nothing calls it"
+                f"rules: no call of {name} was seen: "
+                + (f"the network calls {' and '.join(same)}" if same else "leave the rule out if nothing calls it")
+                + ("; its caller must know it by a global name, not as an attribute; else make it a module" * own)
             )
-
-
-def _shape_to_verify(model: nn.Module, verify: bool | Sequence[int] | None, *, partly: bool) -> Sequence[int]:
-    if verify is None or verify is False:
-        return ()
-    if partly:
-        raise InputError("verify: with keep, start or stop the network is not linear: leave one of the two out")
-    shape = getattr(model, "input_shape", None) if verify is True else verify
-    if shape is None:
-        raise InputError(
-            f"{type(model).__name__} does not say what it takes: verify the shape of an image, (3, 32, 32)"
-        )
-    return shape
 
 
 def _operate(surgery: Surgery, name: str) -> None:
@@ -194,9 +206,7 @@ def _twin(module: nn.Module) -> nn.Module:
     twin = module.__new__(type(module))
     for name, value in vars(module).items():
         twin.__dict__[name] = value.copy() if isinstance(value, dict) else value
-        if name.endswith("_hooks"):
-            kept = {key: hook for key, hook in value.items() if isinstance(hook, MAKERS)}
-            twin.__dict__[name] = type(value)(kept)
+    silence(twin)
     twin.__dict__["_modules"] = {name: child and _twin(child) for name, child in module._modules.items()}
     twin.training = False
     return twin

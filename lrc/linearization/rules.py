@@ -1,6 +1,7 @@
 """What becomes of each operation of a network when it is linearized: the rules, and the table that assigns them."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +11,13 @@ from torch import Tensor, fx, nn
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from lrc.linearization import operations as ops
-from lrc.linearization.attention import attention, uniform_windows, windows
-from lrc.linearization.gates import equal_shares, filled, glu, product, softmax
-from lrc.linearization.inplace import copied
+from lrc.linearization.attention import allowed, attention, excluded, uniform_windows, windows
+from lrc.linearization.gates import equal_shares, filled, glu, is_scale, product, set_to_one, softmax
+from lrc.linearization.inplace import assigned, copied
 from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, others, refuse
 from lrc.utils.errors import InputError
 
-__all__ = ["RULES", "VIEWS", "Replacement", "extended"]
+__all__ = ["REMOVING", "RULES", "VIEWS", "Replacement", "extended"]
 
 
 def linear(surgery: Surgery, node: fx.Node) -> None:
@@ -25,8 +26,18 @@ def linear(surgery: Surgery, node: fx.Node) -> None:
         refuse(surgery, node, f"it is linear in its first argument, but {nodes[0].name!r} depends on the image too")
 
 
+def activation(surgery: Surgery, node: fx.Node) -> None:
+    """Activations are the identity; what bounds them, or their slope, must not depend on the image."""
+    linear(surgery, node)
+    identity(surgery, node)
+
+
 def divided(surgery: Surgery, node: fx.Node) -> None:
-    """Kept as linear, unless the quotient is rounded."""
+    """Kept as linear; a divisor made of norms of the features becomes one. A rounded quotient is refused."""
+    for divisor in surgery.data_among(others(node)):
+        if first(node) in surgery.data and is_scale(surgery, divisor):
+            set_to_one(surgery, node, divisor)
+    surgery.mark()
     linear(surgery, node)
     if node.kwargs.get("rounding_mode") is not None:
         refuse(surgery, node, "a rounded quotient is not linear")
@@ -37,11 +48,105 @@ def jointly_linear(surgery: Surgery, node: fx.Node) -> None:
 
 
 def chosen(surgery: Surgery, node: fx.Node) -> None:
-    """Kept where the choice between the two values does not depend on the image."""
-    method = node.op == "call_method"
-    condition: Any = node.kwargs.get("condition", [*node.args, None, None][1 if method else 0])
-    if condition in surgery.data:
+    """Kept where the choice does not depend on the image; an activation by hand, where(x > 0, x, f(x)), becomes x."""
+    names = ("input", "condition", "other") if node.op == "call_method" else ("condition", "input", "other")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    condition: Any = given.get("condition")
+    if condition not in surgery.data:
+        return
+    x: Any = given.get("input")
+    other = given.get("other", given.get("self"))
+    compared = surgery.operation(condition) in ops.COMPARISONS and first(condition) is x
+    if not compared or surgery.data_among(others(condition)) or not _elementwise(surgery, other, x):
         refuse(surgery, node, f"the image decides by {condition.name!r} which value is taken")
+    surgery.note(node, "taken out", "activations are the identity")
+    node.replace_all_uses_with(x)
+    surgery.graph.erase_node(node)
+    surgery.mark()
+
+
+def _elementwise(surgery: Surgery, node: Any, x: fx.Node) -> bool:
+    """Whether a value is a constant, or computed from x number by number."""
+    if node is x or node not in surgery.data:
+        return True
+    return surgery.operation(node) in ops.ELEMENTWISE and all(_elementwise(surgery, n, x) for n in node.all_input_nodes)
+
+
+def larger(surgery: Surgery, node: fx.Node) -> None:
+    """The larger of x and a function of it is an activation, the identity; of two values it is a pool: their mean."""
+    a: Any = first(node)
+    b: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
+    for x, other in ((a, b), (b, a)):
+        if x in surgery.data and _elementwise(surgery, other, x):
+            surgery.note(node, "taken out", "activations are the identity")
+            node.replace_all_uses_with(x)
+            surgery.graph.erase_node(node)
+            return surgery.mark()
+    surgery.replace(node, torch.mul, surgery.insert(node, torch.add, a, b), 0.5)
+    return None
+
+
+def largest(surgery: Surgery, node: fx.Node) -> None:
+    """The largest of several values, over positions or channels, is a pool: it becomes their mean."""
+    two = node.args[1] if len(node.args) > 1 else None
+    if surgery.operation(node) in (torch.max, Tensor.max) and (isinstance(two, fx.Node) or "other" in node.kwargs):
+        return larger(surgery, node)
+    dims = node.kwargs.get("dim", two)
+    keep = node.kwargs.get("keepdim", [*node.args, False, False, False][2])
+    if surgery.operation(node) in (torch.max, Tensor.max) and dims is not None:
+        _only_values(surgery, node)
+    surgery.replace(node, torch.mean, first(node), *([] if dims is None else [dims, keep]))
+    return None
+
+
+def sort(surgery: Surgery, node: fx.Node) -> None:
+    """Sorting leaves its values in their order, as an activation leaves them in size."""
+    _only_values(surgery, node)
+    identity(surgery, node)
+
+
+def _only_values(surgery: Surgery, node: fx.Node) -> None:
+    """Puts the node itself in the place of the values that it gives beside indices."""
+    for user in list(node.users):
+        if user in surgery.data or user.users:
+            if user.args[1:] not in ((0,), ("values",)):
+                refuse(surgery, node, "the image decides which indices it gives")
+            user.replace_all_uses_with(node)
+            surgery.graph.erase_node(user)
+
+
+def cast(surgery: Surgery, node: fx.Node) -> None:
+    """Kept, if to another type of numbers that are not rounded to integers."""
+    linear(surgery, node)
+    types = [t for t in (*node.args, *node.kwargs.values()) if isinstance(t, torch.dtype)]
+    if any(not (t.is_floating_point or t.is_complex) for t in types):
+        refuse(surgery, node, f"a cast to {types[0]} is not linear")
+
+
+def masked(surgery: Surgery, node: fx.Node) -> None:
+    """Kept as linear, if what it puts in is finite."""
+    linear(surgery, node)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in (*node.args, *node.kwargs.values())):
+        refuse(surgery, node, "it puts in infinite values, which no linear operation takes out again")
+
+
+def pad(surgery: Surgery, node: fx.Node) -> None:
+    """Kept; what a maximum leaves out (-inf) is zero where that became a mean which counts its padding."""
+    linear(surgery, node)
+    module = surgery.part(node.target) if node.op == "call_module" else None
+    value = getattr(module, "value", 0.0) if module else _options(node, pad=None, mode="", value=0.0)[2]
+    if not isinstance(value, int | float) or math.isfinite(value):
+        return
+    if surgery.pooling != "average" or not all(user.target in POOLS for user in node.users):
+        refuse(surgery, node, 'its padding is infinite: that goes with pooling="average", straight into a max pool')
+    if module is None:
+        surgery.replace(node, F.pad, *node.args[:2], **{**_named(node, "pad"), "value": 0.0})
+    else:
+        surgery.replace(node, F.pad, first(node), module.padding)
+
+
+def _named(node: fx.Node, *names: str) -> dict[str, Any]:
+    return {name: node.kwargs[name] for name in ("input", *names) if name in node.kwargs}
 
 
 def shaped(surgery: Surgery, node: fx.Node) -> None:
@@ -192,11 +297,16 @@ def _table(*entries: tuple[Rule, list[Operation]]) -> dict[Operation, Rule]:
     return {operation: rule for rule, operations in entries for operation in operations}
 
 
+REMOVING: frozenset[Rule] = frozenset((identity, activation))
+"""Rules that put the first argument in the place of what an operation gives."""
+
+POOLS = {F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
+
 VIEWS: frozenset[Operation] = frozenset(ops.ARRANGEMENTS + ops.DROPOUT)
 """Operations whose result may share memory with their first argument; dropout, out of training, is that argument."""
 
 RULES: dict[Operation, Rule] = _table(
-    (identity, ops.ACTIVATIONS),
+    (activation, ops.ACTIVATIONS),
     (identity, ops.DROPOUT),
     (batch_norm, ops.BATCH_NORMS),
     (norm, ops.NORMS),
@@ -207,16 +317,23 @@ RULES: dict[Operation, Rule] = _table(
     (adaptive_average(F.adaptive_avg_pool2d), [nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d]),
     (adaptive_average(F.adaptive_avg_pool3d), [nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d]),
     (linear, ops.LAYERS + ops.AVERAGES + ops.ARRANGEMENTS + ops.COPIES + ops.MASKS + [uniform_windows, copied]),
+    (linear, [(getattr, "data"), (getattr, "values")]),
+    (cast, ops.CASTS),
+    (masked, [torch.masked_fill, Tensor.masked_fill]),
+    (pad, ops.PADDINGS),
+    (larger, [torch.maximum, Tensor.maximum, torch.fmax]),
+    (largest, ops.MAXIMA),
+    (sort, ops.SORTS),
     (divided, ops.QUOTIENTS),
-    (shaped, ops.AS),
-    (jointly_linear, [*ops.SUMS, Replacement]),
+    (shaped, list(ops.AS)),
+    (jointly_linear, [*ops.SUMS, Replacement, assigned]),
     (chosen, [torch.where, Tensor.where]),
     (product, ops.PRODUCTS),
     (glu, [nn.GLU, F.glu]),
     (softmax, ops.SOFTMAX),
     (attention, ops.ATTENTION),
     (windows, [shifted_window_attention]),
-    (constant, [*ops.SHAPES, equal_shares, filled]),
+    (constant, [*ops.SHAPES, equal_shares, filled, allowed, excluded]),
 )
 """What becomes of each operation; one that is not here is refused.
 

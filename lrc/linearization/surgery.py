@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -13,12 +15,14 @@ from lrc.utils.errors import InputError
 
 __all__ = [
     "BatchNorm",
+    "Change",
     "Operation",
     "Pooling",
     "Rule",
     "Surgery",
     "constant",
     "describe",
+    "expression",
     "first",
     "identity",
     "others",
@@ -33,6 +37,25 @@ Operation = Any
 
 
 @dataclass(frozen=True)
+class Change:
+    """What became of one operation.
+
+    Attributes:
+        node: its name in the graph of the network.
+        operation: as one writes it.
+        module: path of the module that it runs in, or is; empty for the network itself.
+        became: "taken out", or what stands in its place.
+        convention: why.
+    """
+
+    node: str
+    operation: str
+    module: str
+    became: str
+    convention: str
+
+
+@dataclass(frozen=True)
 class Surgery:
     """A graph on its way to being linear, and what a rule needs to know of it.
 
@@ -44,6 +67,7 @@ class Surgery:
         means: of gates, what they are set to; those that are not here are opened.
         kept: the nodes that stay as they are.
         data: the nodes through whose values, not only their shapes, the output depends on the pixels of the image.
+        changes: what became of what so far.
     """
 
     root: nn.Module
@@ -54,6 +78,7 @@ class Surgery:
     means: dict[fx.Node, Tensor] = field(default_factory=dict)
     kept: set[fx.Node] = field(default_factory=set)
     data: set[fx.Node] = field(default_factory=set)
+    changes: list[Change] = field(default_factory=list)
 
     def part(self, target: object) -> Any:
         """The module or tensor that a node refers to."""
@@ -62,7 +87,7 @@ class Surgery:
     def operation(self, node: fx.Node) -> Operation:
         """What the node calls."""
         if node.op == "call_module":
-            return kind(self.part(node.target))
+            return kind(self.part(node.target), self.rules)
         if node.op == "call_method":
             return getattr(Tensor, str(node.target), None)
         return (getattr, node.args[1]) if node.target is getattr else node.target
@@ -71,11 +96,16 @@ class Surgery:
         """The rule for the node, if there is one."""
         return self.rules.get(self.operation(node))
 
+    def inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node takes: of a second one that gives only shape or type, it takes none."""
+        given = first(node) if self.operation(node) in AS else None
+        return [given] if isinstance(given, fx.Node) else [] if self.operation(node) in AS else node.all_input_nodes
+
     def depending(self) -> set[fx.Node]:
         """The nodes whose values depend on the pixels, whether the output depends on them or not."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            depends = not found.isdisjoint(node.all_input_nodes)
+            depends = not found.isdisjoint(self.inputs(node))
             if node.op == "placeholder" or (depends and self.rule(node) is not constant):
                 found.add(node)
         return found
@@ -110,8 +140,15 @@ class Surgery:
         """Puts function(*args, **kwargs) in the place of a node."""
         return self.swap(node, self.insert(node, function, *args, **kwargs))
 
-    def swap(self, node: fx.Node, new: fx.Node) -> fx.Node:
+    def note(self, node: fx.Node, became: str, convention: str = "") -> None:
+        """Puts down what becomes of a node that the image goes through; the rule says why, unless that is given."""
+        if node in self.data:
+            why = convention or (getattr(self.rule(node), "__doc__", None) or "by a rule of the call").splitlines()[0]
+            self.changes.append(Change(node.name, _written(self, node), _owner(self, node)[0], became, why))
+
+    def swap(self, node: fx.Node, new: fx.Node, convention: str = "") -> fx.Node:
         """Puts a node in the place of another, which is taken out."""
+        self.note(node, _written(self, new), convention)
         new.meta = node.meta
         self.data.add(new)
         node.replace_all_uses_with(new)
@@ -123,12 +160,16 @@ class Surgery:
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
+AS: frozenset[Operation] = frozenset((Tensor.view_as, Tensor.reshape_as, Tensor.expand_as, Tensor.type_as))
+"""Operations that take the values of their first argument, and the shape or the type of their second."""
+
 Rule = Callable[[Surgery, fx.Node], None]
 """Changes a node, keeps it as linear, or raises by `refuse`; called for the nodes of `Surgery.data`, last first."""
 
 
 def identity(surgery: Surgery, node: fx.Node) -> None:
     """Taken out: the result is the first argument."""
+    surgery.note(node, "taken out")
     node.replace_all_uses_with(first(node))
     surgery.graph.erase_node(node)
 
@@ -154,16 +195,19 @@ def _name_of_first(node: fx.Node) -> str:
 
 
 def refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
-    """Raises the error that names the node as a person would look for it, and the two ways past it.
+    """Raises the error that names the node as a person would look for it, and the ways past it.
 
     No rule for a function that has one is proposed: of `mul`, it would take every constant factor out as well.
     """
     owner, kind_of_owner = _owner(surgery, node)
-    name = kind_of_owner or _name(surgery, node)
-    rule = f'give a rule, as in linearize(model, rules={{{name}: "identity"}})'
+    rule = f"give a linear function f in its place: rules={{{_written(surgery, node)}: f}}"
     if node.op != "call_module" and surgery.rule(node) is not None:
-        rule = "make it a module of its own and give that a rule"
-    kept = f'("{owner}",)' if owner else f"({name},)"
+        rule = (
+            f"give a linear function f in the place of that module: rules={{{kind_of_owner}: f}}"
+            if owner
+            else "make it a module of its own and give that a rule"
+        )
+    kept = f'("{owner}",)' if owner else f"({_written(surgery, node)},)"
     raise InputError(
         f"cannot linearize {describe(surgery, node)}: {reason}; {rule}, or keep it non-linear: keep={kept}"
     )
@@ -172,12 +216,24 @@ def refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
 def describe(surgery: Surgery, node: fx.Node) -> str:
     """A node by its name, its operation and the module of the network that it stands in."""
     owner, _ = _owner(surgery, node)
-    return f"node {node.name!r} ({_name(surgery, node)}{f' in {owner}' if owner else ''})"
-
-
-def _name(surgery: Surgery, node: fx.Node) -> str:
     operation = surgery.operation(node)
-    return str(node.args[1]) if node.target is getattr else getattr(operation, "__name__", str(node.target))
+    name = str(node.args[1]) if node.target is getattr else getattr(operation, "__name__", str(node.target))
+    return f"node {node.name!r} ({name}{f' in {owner}' if owner else ''})"
+
+
+def expression(operation: Operation) -> str:
+    """An operation as one writes it in `rules` or `keep`."""
+    if isinstance(operation, tuple):
+        return f'(getattr, "{operation[1]}")'
+    name = getattr(operation, "__name__", str(operation))
+    spaces = {"torch.nn": nn, "torch.nn.functional": F, "torch": torch, "torch.Tensor": Tensor, "operator": operator}
+    if isinstance(operation, type):
+        return f"torch.nn.{name}" if getattr(nn, name, None) is operation else name
+    return next((f"{space}.{name}" for space, of in spaces.items() if getattr(of, name, None) is operation), name)
+
+
+def _written(surgery: Surgery, node: fx.Node) -> str:
+    return expression(surgery.operation(node) or f"torch.Tensor.{node.target}")
 
 
 def _owner(surgery: Surgery, node: fx.Node) -> tuple[str, str]:

@@ -8,3 +8,8 @@ class InputError(ValueError):
     Traceback (most recent call last):
     lrc.utils.errors.InputError: labels.npy: label 12 in row 3, expected 0..9: remove the row or add classes
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Of what another error says; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

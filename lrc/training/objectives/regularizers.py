@@ -92,7 +92,7 @@ def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> F
     """
     x = inputs.x.new_zeros(1, *inputs.x.shape[1:]).requires_grad_()
     with torch.autocast(x.device.type, enabled=False):
-        z = linearize(model)(x)
+        z = linearize(model, input_shape=x.shape[1:], verify=False)(x)
         units = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None]
         (W,) = torch.autograd.grad(z, x, units, is_grads_batched=True, create_graph=True)
         rows = F.normalize(W.flatten(1) - W.flatten(1).mean(0), dim=1)

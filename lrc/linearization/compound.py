@@ -1,0 +1,82 @@
+"""Operations that are several in one, written out, so that each part has its rule."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrc.linearization.surgery import Operation, Surgery
+
+__all__ = ["write_out"]
+
+
+def write_out(surgery: Surgery) -> None:
+    """Puts sums and products in the place of fused ones, and products in the place of squares."""
+    for node in list(surgery.graph.nodes):
+        written = WRITTEN.get(surgery.operation(node))
+        if written is not None and surgery.rule(node) is None and node not in surgery.kept:
+            with surgery.graph.inserting_before(node):
+                call = _Calls(surgery, node)
+                new = written(call, *node.args, **node.kwargs)
+            if new is not None:
+                node.replace_all_uses_with(new)
+                surgery.graph.erase_node(node)
+
+
+class _Calls:
+    """Calls of functions as nodes in the place of another."""
+
+    def __init__(self, surgery: Surgery, node: fx.Node) -> None:
+        self.surgery, self.node = surgery, node
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        return self.surgery.insert(self.node, function, *args)
+
+    def times(self, x: Any, factor: Any) -> Any:
+        return x if isinstance(factor, int | float) and factor == 1 else self(operator.mul, x, factor)
+
+
+def _power(call: _Calls, input: Any, exponent: Any = 2) -> fx.Node | None:
+    return call(operator.mul, input, input) if isinstance(exponent, int | float) and exponent == 2 else None
+
+
+def _square(call: _Calls, input: Any) -> fx.Node | None:
+    return _power(call, input)
+
+
+def _matrices(call: _Calls, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
+    return call(operator.add, call.times(input, beta), call.times(call(torch.matmul, a, b), alpha))
+
+
+def _addmm(call: _Calls, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
+    return _matrices(call, input, mat1, mat2, beta=beta, alpha=alpha)
+
+
+def _addmv(call: _Calls, input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
+    return _matrices(call, input, mat, vec, beta=beta, alpha=alpha)
+
+
+def _baddbmm(call: _Calls, input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
+    return _matrices(call, input, batch1, batch2, beta=beta, alpha=alpha)
+
+
+def _addcmul(call: _Calls, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> fx.Node:
+    return call(operator.add, input, call.times(call(operator.mul, tensor1, tensor2), value))
+
+
+def _lerp(call: _Calls, input: Any, end: Any, weight: Any) -> fx.Node:
+    return call(operator.add, input, call(operator.mul, call(operator.sub, end, input), weight))
+
+
+WRITTEN: dict[Operation, Callable[..., fx.Node | None]] = {
+    **dict.fromkeys((operator.pow, torch.pow, Tensor.pow), _power),
+    **dict.fromkeys((torch.square, Tensor.square), _square),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
+    **dict.fromkeys((torch.addmv, Tensor.addmv), _addmv),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
+    **dict.fromkeys((torch.addcmul, Tensor.addcmul), _addcmul),
+    **dict.fromkeys((torch.lerp, Tensor.lerp), _lerp),
+}
+"""From operation to what it stands for; nothing where it stays."""
