@@ -38,7 +38,7 @@ SIZES: set[Operation] = {
 
 def functionalize(
     surgery: Surgery, views: frozenset[Operation], removing: Collection[Rule], *, run_first: bool
-) -> None:
+) -> bool:
     """Gives in-place operations their out-of-place form, and later users of the changed tensor the result.
 
     Else `y = relu(x); y += 1` would change x once the ReLU is gone, which made y a tensor of its own; and a call like
@@ -51,10 +51,14 @@ def functionalize(
         removing: rules that take an operation out.
         run_first: whether the graph is run before anything is taken out of it.
 
+    Returns:
+        Whether the graph computes what the network does also before anything is taken out of it.
+
     Raises:
         InputError: the changed tensor is used later through a view as well, or an operation has no out-of-place form.
     """
     _merge_constants(surgery.graph)
+    early = True
     memory: dict[fx.Node, fx.Node] = {}  # of the nodes so far, the node that first held their memory
     for node in list(surgery.graph.nodes):
         removed = surgery.rule(node) in removing and node not in surgery.kept
@@ -69,6 +73,7 @@ def functionalize(
             later = {user for n in aliases for user in n.users}.difference(memory)
             if back := [user for user in later if _puts_back(user, changed, node)]:
                 later = {user for user in later if user < back[0]}  # from there on, what it was changed to
+            early = early and not later
             if later and (run_first or not removed):
                 _refuse(surgery, node, "what is used later through a view: make it out of place")
             changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in memory)
@@ -76,6 +81,7 @@ def functionalize(
         elif not removed and _is_whole(surgery, node):
             for root in {memory[n] for n in node.all_input_nodes if surgery.operation(memory[n]) is not copied}:
                 _give_memory(surgery.graph, root, memory)
+    return early
 
 
 def is_number(surgery: Surgery, node: Any) -> bool:

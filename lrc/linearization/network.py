@@ -119,8 +119,8 @@ def linearize(
     _check_called(surgery, rules or {})
     surgery.kept.update(kept_nodes(surgery, keep, start, stop))
     write_out(surgery)
-    functionalize(surgery, VIEWS, REMOVING, run_first=gates is not None or (verify and shape is not None))
-    if verify and shape is not None:
+    early = functionalize(surgery, VIEWS, REMOVING, run_first=gates is not None)
+    if verify and early and shape is not None:
         read_right(_assemble(model, root, copy.deepcopy(graph)), Whole(twin(whole)), shape)
     if gates is not None:
         means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)

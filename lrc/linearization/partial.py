@@ -11,7 +11,7 @@ from lrc.linearization.surgery import Surgery
 from lrc.linearization.tracing import PREFIX
 from lrc.utils.errors import InputError
 
-__all__ = ["first_path", "kept_nodes"]
+__all__ = ["first_path", "inside", "kept_nodes"]
 
 
 def first_path(model: nn.Module, name: Any) -> str:
@@ -58,7 +58,7 @@ def kept_nodes(surgery: Surgery, keep: Sequence[Any], start: str | None, stop: s
         and (
             not low <= i < high
             or out_of_place(surgery.operation(node)) in wanted
-            or any(_inside(node, path) for path in paths)
+            or any(inside(node, path) for path in paths)
         )
     }
 
@@ -79,13 +79,13 @@ def _check_run(surgery: Surgery, paths: Sequence[str], wanted: Collection[Any]) 
 
 def _run_by(nodes: Sequence[fx.Node], path: str) -> list[int]:
     """The places of the nodes that a module runs."""
-    places = [i for i, node in enumerate(nodes) if _inside(node, path)]
+    places = [i for i, node in enumerate(nodes) if inside(node, path)]
     if not places:
         raise InputError(f"{path!r} is not run in eval mode, or runs inside a module that is taken as a whole")
     return places
 
 
-def _inside(node: fx.Node, path: str) -> bool:
+def inside(node: fx.Node, path: str) -> bool:
     """Whether the module at the path runs the node."""
     paths = [inner for inner, _ in node.meta.get("nn_module_stack", {}).values()]
     paths = [f"{inner}." for inner in (*paths, *([str(node.target)] if node.op == "call_module" else []))]

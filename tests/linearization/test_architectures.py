@@ -7,10 +7,11 @@ import architectures
 import pytest
 import torch
 from linearizing import assert_close, images, lively, slim
+from oracle import backward_map, oracle_map
 from torch import nn
 from torchvision import models
 
-from lrc.linearization import linear_map, linearize, superposition_error
+from lrc.linearization import affine_map, local_map, superposition_error
 
 NAMES = models.list_models(models)
 
@@ -105,13 +106,17 @@ def small(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builders_of_torchvision(name, monkeypatch):
-    model = small(name, monkeypatch)
+    model = small(name, monkeypatch).eval().requires_grad_(False)
     size = next((size for begin, size in SIZES.items() if name.startswith(begin)), 32)
-    linear = linearize(model, batchnorm="fold")
-    assert superposition_error(linear, (3, size, size)) <= 1e-8
-    jacobian = torch.autograd.functional.jacobian(lambda x: linear(x)[0, :3], images(1, 3, size, size))
-    assert jacobian.abs().amax((1, 2, 3, 4)).min() > 0
-    assert_close(linear_map(model, (3, size, size), batchnorm="fold")[:3], jacobian[:, 0])
+    for batchnorm in ("remove", "fold"):
+        W, b = affine_map(model, (3, size, size), batchnorm=batchnorm)
+        expected = oracle_map(model, (3, size, size), batchnorm)
+        assert W.flatten(1).abs().amax(1).min() > 0
+        assert_close(W, expected[0])
+        assert_close(b, expected[1])
+    x = images(2, 3, size, size)
+    for n in (1, 2):
+        assert_close(local_map(model, x[:n]), backward_map(model, x[:n]))
 
 
 def test_there_are_eighty_builders():

@@ -192,7 +192,7 @@ def masked(m: Net, x: Tensor) -> Tensor:
 
 def masked_by_sum(m: Net, x: Tensor) -> Tensor:
     q, k, v = m.qkv(x).chunk(3, -1)
-    return F.softmax(q @ k.transpose(1, 2) + m.mask * torch.finfo(x.dtype).min / 2, dim=-1) @ v
+    return F.softmax(q @ k.transpose(1, 2) + m.mask * torch.finfo(torch.float32).min / 2, dim=-1) @ v
 
 
 def masked_by_choice(m: Net, x: Tensor) -> Tensor:
