@@ -135,7 +135,9 @@ class Linear(TorchFunctionMode):
         if all(r["scale"] or (plain in MEANS and r["even"]) for r in roles.values()):
             each(result, lambda y: setattr(y, "scale", True))
         gates = all(r["gate"] is not None for r in roles.values())
-        gates = gates and (plain in PASSING or (plain in LAYERS and all(r["rank"] == 4 for r in roles.values())))
+        gates = gates and (
+            plain in PASSING | MEANS or (plain in LAYERS and all(r["rank"] == 4 for r in roles.values()))
+        )
         if gates:
             held = by_identity(before, (args, kwargs), {id(t): roles[t]["gate"] for t in deps})
             rank = max(r["rank"] for r in roles.values())
@@ -206,6 +208,7 @@ class Linear(TorchFunctionMode):
             ones = torch.ones_like(divisor).detach()
             if role(divisor)["scale"] and isinstance(first, Tensor) and first.requires_grad:
                 y = torch.div(first, ones)
+                y.scale = role(first)["scale"]
             else:
                 y = func(*args, **kwargs) * float("nan")
                 y.scale = role(divisor)["scale"]

@@ -164,14 +164,15 @@ def _gates(surgery: Surgery, node: fx.Node) -> list[fx.Node] | None:
     if _is_gate(surgery, node):
         return [node]
     operation, inputs = surgery.operation(node), _inputs(surgery, node)
-    if not (operation in PASSING or operation in ops.LAYERS) or not inputs:
+    passing = operation in PASSING or operation in ops.AVERAGES
+    if not (passing or operation in ops.LAYERS) or not inputs:
         return None
     gates: list[fx.Node] = []
     for n in inputs:
         if (found := _gates(surgery, n)) is None:
             return None
         gates += [gate for gate in found if gate not in gates]
-    return gates if all(operation in PASSING or surgery.operation(gate) in ops.SOFTMAX for gate in gates) else None
+    return gates if passing or all(surgery.operation(gate) in ops.SOFTMAX for gate in gates) else None
 
 
 def _inputs(surgery: Surgery, node: fx.Node) -> list[fx.Node]:

@@ -190,6 +190,7 @@ def is_leaf(module: nn.Module, path: str, leaves: Collection[object], keep: Coll
     """Whether the module becomes one node: it has a rule, is kept, or is a layer of torch.nn without others in it."""
     own = kind(module, leaves)
     alone = own.__module__.startswith(("torch.nn", "torch.ao.nn")) and not any(module.children())
+    alone = alone and not isinstance(module, nn.Sequential)
     return own in leaves or f"{path}.".removeprefix(PREFIX).strip(".") in keep or alone
 
 
