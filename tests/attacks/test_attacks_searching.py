@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Generator, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrc.attacks import apgd, cw, fab, nattack, nes, pgd, square
 from lrc.attacks.apgd import _judge, checkpoints
 from lrc.attacks.apgd import _State as _Walk
-from lrc.attacks.common import ascent, check
-from lrc.attacks.fab import to_hyperplane
+from lrc.attacks.common import Victim, ascent, check
+from lrc.attacks.fab import _boundary, to_hyperplane
 from lrc.attacks.losses import cross_entropy, dlr, margin
 from lrc.attacks.rng import image_keys, uniform
 from lrc.attacks.square import _first, _propose, _State, share_at, side
@@ -42,6 +43,75 @@ def test_fab_finds_the_nearest_boundary_of_a_linear_model(classes, norm, targets
     assert (model(found).argmax(1) != y).all()
     ratio = distance(found, x, norm) / boundary(model, x, norm=norm)
     assert 1 - 1e-4 <= ratio.min() and ratio.max() <= 1.05
+
+
+class Tanh(torch.autograd.Function):
+    """With a way back of its own, which `torch.func` cannot take for many classes at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y**2)
+
+
+class Small(nn.Module):
+    def __init__(self, classes, tanh=torch.tanh):
+        super().__init__()
+        generator = Generator().manual_seed(0)
+        self.tanh, self.first, self.last = tanh, nn.Linear(108, 8), nn.Linear(8, classes)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5
+
+    def forward(self, x):
+        return self.last(self.tanh(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_nearest_linearized_boundary_is_that_of_the_whole_jacobian(norm):
+    model, x = Small(7).double(), grey(5, SHAPE).double()
+    y = model(x).argmax(1)
+    victim = Victim(model, highest=6)
+    gap, slope, hit = _boundary(victim, x, y, norm=norm)
+    for i in range(5):
+        J = torch.autograd.functional.jacobian(lambda z: model(z[None])[0], x[i])
+        gaps, slopes = model(x[i : i + 1])[0] - model(x[i : i + 1])[0, y[i]], J - J[y[i]]
+        away = gaps.abs() / slopes.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1)
+        away[y[i]] = torch.inf
+        torch.testing.assert_close(gap[i], gaps[away.argmin()])
+        torch.testing.assert_close(slope[i], slopes[away.argmin()])
+    assert not hit.any()
+
+
+def test_fab_takes_a_way_back_of_ones_own():
+    x = grey(6, SHAPE)
+    y = Small(5)(x).argmax(1)
+    found, expected = (fab(Small(5, tanh), x, y, steps=5) for tanh in (Tanh.apply, torch.tanh))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_memory_of_fab_does_not_grow_with_the_number_of_classes():
+    """No tensor that it makes is larger than the batch of images."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                self.numel = max(self.numel, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+            return out
+
+    x = grey(40, SHAPE)
+    for classes in (3, 60):
+        model = Small(classes)
+        with Largest() as largest:
+            fab(model, x, model(x).argmax(1), steps=2)
+        assert largest.numel == x.numel()
 
 
 @pytest.mark.parametrize("classes", [2, 4])
