@@ -50,10 +50,11 @@ def check_number(name: str, value: object, interval: str = "[0, inf)") -> float:
     return v
 
 
-def check_whole(name: str, value: object, least: int = 0) -> None:
-    """Refuses what is no whole number, or less than `least`."""
+def check_whole(name: str, value: object, least: int = 0) -> int:
+    """The number as an int; refuses what is no whole number, or less than `least`."""
     if not isinstance(value, numbers.Integral) or not _real(value) >= least:
         raise InputError(f"{name} must be a whole number >= {least}, not {_named(value)}")
+    return int(value)
 
 
 def check_flag(name: str, value: object) -> None:
@@ -77,11 +78,14 @@ def check_generator(generator: object) -> None:
 
 
 def check_network(model: object) -> None:
-    """Refuses what is no `torch.nn.Module`, or one whose parameters have no shape yet."""
+    """Refuses what is no `torch.nn.Module`, or one whose parameters have no shape or no values yet."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the network must be a torch.nn.Module, not {_named(model)}")
-    if any(is_lazy(p) for p in itertools.chain(model.parameters(), model.buffers())):
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
         raise InputError("the network has lazy layers that have seen no image: run it on one first")
+    if any(t.is_meta for t in tensors):
+        raise InputError("the network is on device meta, where weights have no values: load them first")
 
 
 def check_tensor(name: str, value: object) -> None:

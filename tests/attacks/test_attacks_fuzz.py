@@ -160,6 +160,7 @@ THINGS += [
 ]
 NAMED = ("norm", "loss", "generator", "start", "target", "random_start", "until_fooled", "version", "progress")
 
+tiny = {"apgd": partial(attacks.apgd, steps=2)}
 CALLS = {
     "pgd": partial(attacks.pgd, steps=2),
     "fgsm": attacks.fgsm,
@@ -172,6 +173,7 @@ CALLS = {
     "nattack": partial(attacks.nattack, queries=8, samples=4),
     "linbp": partial(attacks.linbp, steps=2),
     "sgm": partial(attacks.sgm, steps=2),
+    "autoattack": partial(attacks.autoattack, version=tiny),
 }
 COSTLY = (
     "steps",

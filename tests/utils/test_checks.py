@@ -52,6 +52,7 @@ X, Y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
         (lambda: checks.check_generator(0), "generator must be a torch.Generator, not 0"),
         (lambda: checks.check_network(torch.relu), "must be a torch.nn.Module"),
         (lambda: checks.check_network(nn.LazyLinear(2)), "run it on one first"),
+        (lambda: checks.check_network(nn.Linear(2, 2, device="meta")), "load them first"),
         (lambda: checks.check_logits(torch.rand(2, 3, 1, 1), 2), r"not \(2, 3, 1, 1\): flatten\(1\)"),
         (lambda: checks.check_logits(torch.rand(2, 1), 2), "two classes or more"),
         (lambda: checks.check_logits(torch.rand(2, 1000), 2, classes=10), r"of 10 classes, not \(2, 1000\)"),
