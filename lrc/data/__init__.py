@@ -5,7 +5,7 @@ from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.colours import COLOURS, class_means, recoloured
 from lrc.data.folders import Folder, folder
-from lrc.data.images import Images, check_same_classes
+from lrc.data.images import Images
 from lrc.data.parts import as_superclasses, cifar20, subpopulations
 from lrc.data.shapes import SHAPES, shapes
 from lrc.data.sources import SOURCES, labelled, named
@@ -21,7 +21,6 @@ __all__ = [
     "as_superclasses",
     "batches",
     "breeds",
-    "check_same_classes",
     "cifar10",
     "cifar20",
     "cifar100",

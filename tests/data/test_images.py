@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrc.data import Images, batches, check_same_classes
+from lrc.data import Images, batches
 from lrc.data.batches import crop_flip
+from lrc.data.images import check_same_classes
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
