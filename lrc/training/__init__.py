@@ -4,7 +4,7 @@ The same script runs alone, or as several processes under `torchrun`: each takes
 """
 
 from lrc.training import objectives
+from lrc.training.epochs import cosine, milestones
 from lrc.training.loop import train
-from lrc.training.schedules import cosine, milestones
 
 __all__ = ["cosine", "milestones", "objectives", "train"]

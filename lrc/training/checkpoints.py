@@ -1,23 +1,30 @@
-"""Checkpoints: written whole or not at all, verified when read, the one before kept."""
+"""Checkpoints: atomic, with a digest that is verified when they are read, the one before kept."""
 
 import io
-import json
 import os
 import warnings
-import zipfile
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from lrc.data import Images
+from lrc.training import averaging
 from lrc.training.averaging import Weights
 from lrc.utils.errors import InputError
+from lrc.utils.files import read_bytes, write_bytes, write_lines
+from lrc.utils.hashes import digest, fingerprint, probe_answers, same_answers
+from lrc.utils.runs import differences, same_run
 
-__all__ = ["LAST", "PREVIOUS", "Record", "State", "contents", "load", "restore", "save"]
+__all__ = ["LAST", "PREVIOUS", "Record", "State", "contents", "of_data", "of_network", "restore", "resume", "save"]
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+NEXT = "next.pt"  # written, but not yet in its place
 
 Record = dict[str, Any]
 
@@ -44,8 +51,8 @@ class State:
 
 def contents(state: State) -> Record:
     """What `restore` sets a training to."""
-    kept = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "average": state.average}
-    return kept | {"history": state.history, "best": state.best, "within": state.within}
+    kept = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()["state"]}
+    return kept | {name: getattr(state, name) for name in ("average", "history", "best", "within")}
 
 
 def save(folder: Path, arguments: Record, state: State) -> None:
@@ -54,83 +61,131 @@ def save(folder: Path, arguments: Record, state: State) -> None:
     Raises:
         OSError: they cannot be written (the disk is full, say); the checkpoints that were there still are.
     """
-    torch.save(
-        contents(state) | {"arguments": arguments}, buffer := io.BytesIO()
-    )  # a full disk raises no OSError there
-    lines = "".join(json.dumps(record) + "\n" for record in state.history)
+    buffer = io.BytesIO()
+    torch.save(contents(state) | {"arguments": arguments}, buffer)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _written(folder / f"{LAST}.part", buffer.getbuffer())
-        _written(folder / "metrics.jsonl.part", lines.encode())
+        write_bytes(folder / NEXT, buffer.getvalue())
+        write_lines(folder / "metrics.jsonl", state.history)
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / PREVIOUS)
+        os.replace(folder / NEXT, folder / LAST)
     except OSError as error:
-        for name in (LAST, "metrics.jsonl"):
-            (folder / f"{name}.part").unlink(missing_ok=True)
+        (folder / NEXT).unlink(missing_ok=True)
         reason = f"{error.strerror or error}: free some space, and start again to go on from the checkpoint before"
         raise OSError(error.errno, reason, str(folder / LAST)) from error
-    if (folder / LAST).exists():
-        os.replace(folder / LAST, folder / PREVIOUS)
-    os.replace(folder / f"{LAST}.part", folder / LAST)
-    os.replace(folder / "metrics.jsonl.part", folder / "metrics.jsonl")
 
 
-def _written(path: Path, content: bytes | memoryview) -> None:
-    """The file, on the disk when this returns: a rename must not overtake what it renames."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def load(folder: Path, arguments: Record) -> Record:
-    """The newest checkpoint that is whole, on the CPU; empty where there is none.
+def resume(folder: Path, arguments: Record, state: State) -> None:
+    """Sets the training to the newest checkpoint that is whole; does nothing where there is none.
 
     Raises:
-        InputError: none is whole, or it was made with other arguments.
+        InputError: none is whole, or it was made with other arguments; the training is as it was.
 
     Warns:
         RuntimeWarning: the newest is damaged, and the one before is used.
     """
-    there = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-    for path in there:
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in paths:
+        before = deepcopy(contents(state))
         try:
-            return _of(arguments, read(path), path)
-        except InputError:
-            raise
+            kept = read(path)
+            there_with = _alike(kept["arguments"], arguments)
+            if not differences(there_with, arguments):
+                restore(state, kept)
         except Exception as error:  # damage looks like many things
-            reason = " ".join(str(error).split())[:100]
-            if path == there[-1]:
-                raise InputError(f"{path} is damaged ({reason}): remove it to begin anew") from error
-            warnings.warn(f"{path} is damaged ({reason}): going on from {PREVIOUS}", RuntimeWarning, stacklevel=2)
-    return {}
+            restore(state, before)
+            reason = str(error) if isinstance(error, InputError) else f"{path} is damaged ({_line(error)})"
+            reason = reason.removesuffix(": remove it to begin anew")
+            if path == paths[-1]:
+                raise InputError(f"{reason}: remove it to begin anew") from error
+            warnings.warn(f"{reason}: going on from {PREVIOUS}", RuntimeWarning, stacklevel=3)
+        else:
+            same_run(there_with, arguments, place=path, mend="remove it, or name another folder")
+            return
 
 
 def read(path: Path) -> Record:
-    """A checkpoint, on the CPU, its checksums tested: it is a ZIP archive, which has one for each of its parts.
-
-    Raises whatever a damaged file leads to.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (part := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {part}")
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    """A checkpoint, on the CPU. Raises whatever a damaged file leads to."""
+    return dict(torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True))
 
 
-def _of(arguments: Record, kept: Record, path: Path) -> Record:
-    """The checkpoint, if it is of a training with these arguments; what older ones do not know was None."""
-    differ = [name for name, value in arguments.items() if kept["arguments"].get(name) != value]
-    if differ:
-        raise InputError(
-            f"{path} was made with other arguments ({', '.join(differ)}): remove it, or name another folder"
-        )
-    return kept
-
-
+@torch.no_grad()
 def restore(state: State, kept: Record) -> None:
-    """Sets the training to a checkpoint."""
-    device = next(state.model.parameters()).device
+    """Sets the training to a checkpoint. Raises whatever contents that do not fit lead to, with the training half set.
+
+    What the optimizer remembers is taken over, not its options.
+    """
+    device, shapes = next(state.model.parameters()).device, {k: v.shape for k, v in state.model.state_dict().items()}
     state.model.load_state_dict(kept["model"])
-    state.optimizer.load_state_dict(kept["optimizer"])
-    state.history[:] = kept["history"]
-    state.within.update(kept.get("within", {}))
+    options = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": kept["optimizer"], "param_groups": options})
+    for p, held in state.optimizer.state.items():
+        if not all(value is None or value.shape == p.shape for value in held.values()):
+            raise ValueError("the momentum has another shape than its weight")
     for weights, name in ((state.average, "average"), (state.best, "best")):
-        weights.update({key: value.to(device) for key, value in kept.get(name, {}).items()})
+        if kept[name] and {k: v.shape for k, v in kept[name].items()} != shapes:
+            raise ValueError(f"the weights called {name!r} are not those of the network")
+        weights.clear()
+        weights.update({key: value.to(device) for key, value in kept[name].items()})
+    if [record["epoch"] for record in kept["history"]] != list(range(1, len(kept["history"]) + 1)):
+        raise ValueError("the metrics are not those of one epoch after the other")
+    state.history[:] = kept["history"]
+    within = dict(kept["within"])
+    if within:
+        Generator().set_state(within["rng"])
+        within = {"steps": int(within["steps"]), "loss": within["loss"].reshape(()), "rng": within["rng"]}
+    state.within.clear()
+    state.within.update(within)
+
+
+def of_data(images: Images | None) -> Record | None:
+    """What tells images from others."""
+    if images is None:
+        return None
+    return {"images": images.digest(), "labels": digest([images.y]), "classes": list(images.classes)}
+
+
+def of_network(model: nn.Module, shape: tuple[int, ...]) -> Record:
+    """What tells a network from others, whatever its trainable weights and running statistics are.
+
+    These are set to fixed values for the time: what is left are the layers with their constants, and the answers to a
+    few images of that shape. A training that goes on brings its own weights, so initial ones do not count.
+    """
+    learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
+    weights = averaging.copied(model)
+    for name, value in weights.items():
+        if name in learned:
+            value.copy_(_fixed(value))
+        elif name.rpartition(".")[0] in norms and "running" in name or name.endswith("num_batches_tracked"):
+            value.fill_(name.endswith("running_var"))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with averaging.using(weights, model.eval()):
+            answers = probe_answers(model, shape, device=next(model.parameters()).device)
+            return {"layers": fingerprint(model), "trainable": sorted(learned), "answers": answers}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _fixed(like: Tensor) -> Float[Tensor, "*shape"]:
+    """Numbers that depend on the shape alone, of the size that weights have; vectors lie in [0.5, 1]."""
+    k = torch.arange(like.numel()) % 10007
+    value = ((k * k * 7919 + k * 4729) % 10007).double().reshape(like.shape) / 10007
+    return 0.5 + value / 2 if like.dim() < 2 else (value - 0.5) * (24 / like[0].numel()) ** 0.5
+
+
+def _alike(there: Record, wanted: Record) -> Record:
+    """The arguments that are there, with the wanted answers of the network where theirs are the same but for rounding.
+
+    Frozen layers and another device make the last digits differ.
+    """
+    one, other = there["network"], wanted["network"]
+    if same_answers(one["answers"], other["answers"]):
+        return there | {"network": one | {"answers": other["answers"]}}
+    return there
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__

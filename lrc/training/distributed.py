@@ -103,7 +103,8 @@ def average_gradients(model: nn.Module, fabric: Fabric) -> None:
 def synchronized_batch_norm(model: nn.Module, fabric: Fabric) -> Iterator[None]:
     """In train mode the batch norms of the model take mean and variance over the batches of all processes.
 
-    `torch.nn.SyncBatchNorm` does so on accelerators alone, and would be another module.
+    `torch.nn.SyncBatchNorm` does so on accelerators alone, and cannot be differentiated twice (PyTorch's issue 61222),
+    as the gradient penalties of some objectives must be.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)] if fabric.world_size > 1 else []
     try:

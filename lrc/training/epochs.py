@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,15 +19,17 @@ from lrc.training import averaging
 from lrc.training.checkpoints import Record, State
 from lrc.training.distributed import Fabric, average_gradients, device_of, mean, shared_accuracy
 from lrc.training.reporting import Bar
-from lrc.training.schedules import Schedule
 
-__all__ = ["Plan", "Stop", "Watch", "run_epoch"]
+__all__ = ["Plan", "Schedule", "Stop", "Watch", "cosine", "milestones", "run_epoch"]
 
 Watch = Callable[[nn.Module], Record]
 """The network in eval mode to numbers by name, after every epoch."""
 
 Stop = Callable[[list[Record]], str | None]
 """The metrics so far to the reason for stopping, or None."""
+
+Schedule = Callable[[float], float]
+"""Fraction of the training done, in [0, 1), to the factor of the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +180,19 @@ def _measure(model: nn.Module, plan: Plan) -> Record:
 def _score(record: Record) -> float:
     """What the best epoch is best at."""
     return float(record["robust"] if "robust" in record else record["clean"])
+
+
+def cosine(*, warmup: float = 0.1) -> Schedule:
+    """Linear rise over the fraction `warmup` of the training, then half a cosine down (Loshchilov & Hutter, 2017)."""
+
+    def factor(done: float) -> float:
+        if done < warmup:
+            return max(done / warmup, 0.01)
+        return 0.5 + 0.5 * math.cos(math.pi * (done - warmup) / (1 - warmup))
+
+    return factor
+
+
+def milestones(*at: float, factor: float = 0.1) -> Schedule:
+    """Multiplied by `factor` at each of the given fractions; the paper's is `milestones(75 / 200, 90 / 200)`."""
+    return lambda done: factor ** sum(done >= m for m in at)

@@ -1,20 +1,22 @@
 """Public entry point of training: `train`, with a checkpoint after each epoch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrc.data import Images
-from lrc.evaluation import Attack
+from lrc.evaluation import Attack, logits
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
 from lrc.training.distributed import Fabric, device_of, join, synchronized_batch_norm
-from lrc.training.epochs import Plan, Stop, Watch, run_epoch
-from lrc.training.schedules import Schedule, cosine
+from lrc.training.epochs import Plan, Schedule, Stop, Watch, cosine, run_epoch
+from lrc.utils.checks import check_network, check_number, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.files import locked
 from lrc.utils.hashes import described
 
 __all__ = ["train"]
@@ -76,7 +78,8 @@ def train(
             reason in the metrics as `stopped`.
         out: folder for `metrics.jsonl` and the checkpoint `last.pt`, written after every epoch, each atomically; the
             checkpoint before it is kept as `previous.pt`. If a checkpoint of the same arguments is there, training
-            goes on from it, on a CPU to the very result of an unbroken run.
+            goes on from it, on a CPU to the very result of an unbroken run. The same are images, labels, classes and
+            the network's layers; its initial weights do not count. No other process can train in the folder meanwhile.
         checkpoint_every: steps after which a checkpoint is written within an epoch too.
         tensorboard: also write the metrics as a TensorBoard log, into the folder `tensorboard` of `out`.
         progress: show a progress bar.
@@ -86,8 +89,10 @@ def train(
         part clean, and with an attack robust, accuracies in [0, 1]; and whatever `watch` gave.
 
     Raises:
-        InputError: sizes that do not fit, a checkpoint in `out` that is damaged or was made with other arguments,
-            `torch.compile` or TensorBoard where they do not work.
+        InputError: sizes or numbers that do not fit, a network that has nothing to train or does not take the images,
+            a checkpoint in `out` that is damaged or was made with other arguments, another process that trains in
+            `out`, memory that ran out (the last checkpoint is kept), `torch.compile` or TensorBoard where they do not
+            work.
         FloatingPointError: the loss or the weights are no longer finite; the checkpoint before that is kept.
         OSError: a checkpoint cannot be written; the one before is kept.
 
@@ -95,69 +100,137 @@ def train(
         RuntimeWarning: the last checkpoint is damaged, and the one before is used.
     """
     rate = schedule or cosine()
+    _check_network(model)
     fabric = join(device_of(model), precision=precision)
-    _check(epochs=epochs, batch_size=batch_size, images=len(data), processes=fabric.world_size)
-    if ema is not None and not 0 <= ema < 1:
-        raise InputError(f"ema ({ema}) is the share that the average keeps at a step, expected 0 <= ema < 1")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise InputError(f"checkpoint_every ({checkpoint_every}) is a number of steps, expected at least 1")
+    _check_numbers(
+        epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, ema=ema, seed=seed,
+        checkpoint_every=checkpoint_every, rates=rate, images=len(data), processes=fabric.world_size,
+    )  # fmt: skip
     if tensorboard and out is None:
         raise InputError("the log for TensorBoard needs a folder: give out")
-    arguments = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-        "augment": augment, "precision": precision, "seed": seed, "images": len(data),
-        "objective": described(objective),
-        "validation": 0 if validation is None else len(validation), "attack": described(attack), "ema": ema,
-        "schedule": [rate(epoch / epochs) for epoch in range(epochs)], "stop": stop and described(stop),
-        "network": [list(p.shape) for p in model.parameters()],
-    }  # fmt: skip
     model.to(fabric.device).to(memory_format=torch.channels_last)
+    for images in (data, *([] if validation is None else [validation])):
+        _check_data(model, images, like=data)
     sgd = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     state, folder = State(model, sgd), Path(out) if out is not None and fabric.is_global_zero else None
-    _resume(state, folder, arguments, fabric)
+    arguments = {} if folder is None else {
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+        "augment": augment, "precision": precision, "seed": seed, "objective": described(objective),
+        "attack": described(attack), "ema": ema, "schedule": [rate(epoch / epochs) for epoch in range(epochs)],
+        "stop": stop and described(stop), "data": checkpoints.of_data(data),
+        "validation": checkpoints.of_data(validation),
+        "network": checkpoints.of_network(model, tuple(data.x.shape[1:])),
+    }  # fmt: skip
     plan = Plan(
         data=data.to(fabric.device), objective=objective, epochs=epochs, batch_size=batch_size, augment=augment,
         rate=lambda done: lr * rate(done), ema=ema, seed=seed, validation=validation, attack=attack, watch=watch,
         stop=stop, fabric=fabric, save_every=checkpoint_every,
         save=lambda: None if folder is None else checkpoints.save(folder, arguments, state),
     )  # fmt: skip
-    done, shown = len(state.history), progress and fabric.is_global_zero
-    log = folder / "tensorboard" if folder is not None and tensorboard else None
     with (
+        nullcontext() if folder is None else locked(folder),
+        _memory_explained(batch_size, folder),
         synchronized_batch_norm(model, fabric),
         _compiled(model, on=compile),
-        reporting.progress_bar(shown, images=epochs * plan.images, done=done * plan.images) as bar,
-        reporting.tensorboard_log(log, epochs=done) as write,
     ):
-        for epoch in range(done, epochs):
-            if "stopped" in (state.history or [{}])[-1]:
-                break
-            bar(completed=epoch * plan.images, description=f"epoch {epoch + 1}/{epochs}")
-            run_epoch(state, plan, epoch, bar)
-            write(state.history[-1])
-            plan.save()
-    fabric.barrier()  # the files are there for all
+        _resume(state, folder, arguments, fabric)
+        _run(
+            state,
+            plan,
+            shown=progress and fabric.is_global_zero,
+            log=folder / "tensorboard" if folder is not None and tensorboard else None,
+        )
+        fabric.barrier()  # the files are there for all
     model.load_state_dict(state.best or state.average or model.state_dict())
     model.eval()
     return state.history
 
 
-def _check(*, epochs: int, batch_size: int, images: int, processes: int) -> None:
-    if epochs < 1 or not 0 < batch_size <= images:
-        raise InputError(
-            f"epochs ({epochs}) must be >= 1, and batch_size ({batch_size}) in 1..{images}, the number of images"
-        )
-    if batch_size % processes:
-        raise InputError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({processes})")
+def _run(state: State, plan: Plan, *, shown: bool, log: Path | None) -> None:
+    """The epochs that are left, with a checkpoint after each."""
+    done = len(state.history)
+    with (
+        reporting.progress_bar(shown, images=plan.epochs * plan.images, done=done * plan.images) as bar,
+        reporting.tensorboard_log(log, epochs=done) as write,
+    ):
+        for epoch in range(done, plan.epochs):
+            if "stopped" in (state.history or [{}])[-1]:
+                break
+            bar(completed=epoch * plan.images, description=f"epoch {epoch + 1}/{plan.epochs}")
+            run_epoch(state, plan, epoch, bar)
+            write(state.history[-1])
+            plan.save()
 
 
 def _resume(state: State, folder: Path | None, arguments: Record, fabric: Fabric) -> None:
-    """Sets the training to its last checkpoint, if there is one, the same in all processes."""
-    kept = {} if folder is None else checkpoints.load(folder, arguments)
+    """Sets the training to its last checkpoint, if there is one, and all processes to the state of the first."""
+    if folder is not None:
+        checkpoints.resume(folder, arguments, state)
     if fabric.world_size > 1:
-        kept = fabric.broadcast(kept or checkpoints.contents(state))
-    if kept:
-        checkpoints.restore(state, kept)
+        of_first = fabric.broadcast(checkpoints.contents(state))
+        if not fabric.is_global_zero:
+            checkpoints.restore(state, of_first)
+
+
+def _check_network(model: Any) -> None:
+    check_network(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("TorchScript networks cannot be trained here: give the nn.Module that this one was made of")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(
+            "the network has no weights to train: there are none, or all are frozen (requires_grad_(True))"
+        )
+
+
+def _check_numbers(
+    *, rates: Schedule, images: int, processes: int, epochs: Any, batch_size: Any, checkpoint_every: Any, seed: Any,
+    ema: Any, **options: Any,
+) -> None:  # fmt: skip
+    check_whole("epochs", epochs, 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("seed", seed)
+    if batch_size > images:
+        raise InputError(f"batch_size must be in 1..{images}, the number of images, not {batch_size}")
+    if batch_size % processes:
+        raise InputError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({processes})")
+    for name, value in options.items():
+        check_number(name, value)
+    for epoch in range(epochs):
+        check_number(f"the schedule's factor of epoch {epoch + 1}", rates(epoch / epochs))
+    if ema is not None:
+        check_number("ema, the share that the average keeps at a step,", ema, "[0, 1)")
+    if checkpoint_every is not None:
+        check_whole("checkpoint_every, a number of steps,", checkpoint_every, 1)
+
+
+def _check_data(model: nn.Module, images: Any, *, like: Any) -> None:
+    """Refuses images that are not like those of training, or that the network gives no logits for all classes of."""
+    if not isinstance(images, Images):
+        raise InputError(f"data and validation must be lrc.Images, not {type(images).__name__}: Images.from_arrays")
+    if not len(images):
+        raise InputError("the validation part has no images: give some, or None")
+    if images.classes != like.classes or images.x.shape[1:] != like.x.shape[1:]:
+        raise InputError(f"validation images {images} have other classes or another size than {like} to train on")
+    device = device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        z = logits(model, images.subset(min(2, len(images))))
+    if z.shape[1] <= images.y.amax():
+        raise InputError(f"label {int(images.y.amax())} where the network has classes 0..{z.shape[1] - 1}")
+
+
+@contextmanager
+def _memory_explained(batch_size: int, folder: Path | None) -> Iterator[None]:
+    """Running out of memory as one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        kept = "" if folder is None else f"; {folder} keeps the last checkpoint, which goes on with the same batch_size"
+        raise InputError(
+            f"training ran out of memory: lower batch_size (now {batch_size}), use a smaller network, precision='bf16' "
+            f"on a GPU, or free memory{kept}"
+        ) from error
 
 
 @contextmanager

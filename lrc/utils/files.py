@@ -10,10 +10,16 @@ import json
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from lrc.utils.errors import InputError
 
@@ -25,6 +31,7 @@ else:
 __all__ = [
     "UNSEALED",
     "load_tensors",
+    "locked",
     "read_bytes",
     "read_json",
     "read_lines",
@@ -41,6 +48,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+LOCK = ".lock"
+_held: dict[Path, tuple[int, int, object]] = {}  # folders locked, by process (a fork inherits this), thread, call
 
 UNSEALED = {"digest": "sha256:" + 64 * "0"}
 """The entry that `seal` completes."""
@@ -67,6 +77,39 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder for this thread alone, which may lock it again, until the context ends or the process is gone.
+
+    Where the system has no locks (Windows, some network drives) nothing is locked.
+
+    Raises:
+        InputError: another process or thread has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place, own = (folder / LOCK).resolve(), (os.getpid(), threading.get_ident(), object())
+    holder = _held.setdefault(place, own)
+    if holder[:2] == own[:2] and holder is not own:
+        yield
+        return
+    refusal = InputError(f"another process is at work in {folder}: wait until it ends, or name another folder")
+    if holder is not own and holder[0] == os.getpid():
+        raise refusal
+    _held[place] = own  # what a fork inherits is no lock
+    try:
+        with place.open("ab") as file:
+            if fcntl is not None:
+                try:  # not flock, which a child that outlives this process would hold
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    raise refusal from None
+                except OSError:  # no locks there
+                    pass
+            yield
+    finally:
+        del _held[place]
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:

@@ -21,7 +21,7 @@ from lrc.utils.files import read_json
 TINY = ["--data", "shapes", "--arch", "resnet8", "--width", "4", "--limit", "48", "--validation", "16",
         "--batch-size", "16", "--epochs", "2", "--steps", "1"]  # fmt: skip
 
-CONTENT = {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "lock"}
+CONTENT = {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "lock", ".lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -170,8 +170,8 @@ def test_a_folder_of_images_is_a_data_set(command, place):
         (["--method", "fast", "--steps", "3"], "lrc train: objective.steps is unknown"),
         (["--precision", "half"], "precision 'half', expected one of float32, bf16"),
         (["--eps", "eight"], "objective.eps = 'eight', expected a number such as 0.03 or 8/255"),
-        (["--batch-size", "64"], "batch_size (64) in 1..48"),
-        (["--ema", "2"], "ema (2.0)"),
+        (["--batch-size", "64"], "batch_size must be in 1..48, the number of images, not 64"),
+        (["--ema", "2"], "must be in [0, 1), not 2.0"),
         (
             ["--set", "training.epoch=3"],
             "lrc train: training.epoch is unknown (did you mean epochs?); there are epochs, batch_size, lr",

@@ -264,23 +264,24 @@ def points(n=120, d=4, classes=3):
     return u * torch.logspace(-1, 1, d, dtype=torch.float64) + 5, y
 
 
-def test_the_head_is_the_optimum_that_scipy_finds():
-    features, y = points()
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_head_is_the_optimum_that_scipy_finds(classes):
+    features, y = points(classes=classes)
     u = ((features - features.mean(0)) / features.var(0, correction=0).mean().sqrt()).numpy()
-    target = np.eye(3)[y.numpy()]
+    target, weights = np.eye(classes)[y.numpy()], 4 * classes
 
     def loss(v):
-        V, c = v[:12].reshape(3, 4), v[12:]
+        V, c = v[:weights].reshape(classes, 4), v[weights:]
         z = u @ V.T + c
         log_p = z - np.logaddexp.reduce(z, 1, keepdims=True)
         residual = (np.exp(log_p) - target) / len(u)
         gradient = np.concatenate([(residual.T @ u + 0.01 * V).ravel(), residual.sum(0)])
         return -(target * log_p).sum() / len(u) + 0.005 * (V**2).sum(), gradient
 
-    best = minimize(loss, np.zeros(15), jac=True, method="BFGS", options={"gtol": 1e-9}).x
-    W, b = logistic_regression(features, y, classes=3, l2=0.01)
+    best = minimize(loss, np.zeros(5 * classes), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    W, b = logistic_regression(features, y, classes=classes, l2=0.01)
     ours = features @ W.T + b
-    theirs = torch.from_numpy(u @ best[:12].reshape(3, 4).T + best[12:])
+    theirs = torch.from_numpy(u @ best[:weights].reshape(classes, 4).T + best[weights:])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 

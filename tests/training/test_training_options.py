@@ -80,7 +80,7 @@ def test_no_decay_is_no_averaging():
     run(averaged, ema=0.0)
     run(plain)
     assert equal(averaged.state_dict(), plain.state_dict())
-    with pytest.raises(InputError, match=r"ema \(1.0\)"):
+    with pytest.raises(InputError, match=r"ema, .* must be in \[0, 1\), not 1.0"):
         run(tiny(), ema=1.0)
 
 
@@ -132,7 +132,7 @@ def test_a_reason_stops_the_training_and_is_kept(tmp_path):
     again = tiny(seed=1)
     assert run(again, epochs=5, stop=collapsed, out=tmp_path) == metrics
     assert equal(again.state_dict(), model.state_dict())
-    with pytest.raises(InputError, match=r"other arguments \(stop\)"):
+    with pytest.raises(InputError, match="which differs in stop: "):
         run(tiny(), epochs=5, out=tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_an_adversarial_training_that_diverges_says_so_once(recwarn):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"checkpoint_every": 0}, r"checkpoint_every \(0\)"),
+        ({"checkpoint_every": 0}, "checkpoint_every, a number of steps, must be a whole number >= 1, not 0"),
         ({"tensorboard": True}, "needs a folder"),
         ({"ema": -1}, "ema"),
     ],
