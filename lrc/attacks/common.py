@@ -22,6 +22,7 @@ from lrc.utils.checks import (
     explained,
 )
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 __all__ = [
     "LOSSES",
@@ -39,29 +40,7 @@ __all__ = [
     "loss_function",
     "margin",
     "norms",
-    "untouched",
 ]
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode with frozen parameters, and on leaving everything as it was.
-
-    Eval mode because examples are made so (paper, section 4) and because batch statistics would tie an image's
-    answer to its neighbours; frozen because a backward pass to the input alone costs a quarter less.
-    """
-    modes = {module: module.training for module in model.modules()}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    try:
-        model.eval()
-        for p in learning:
-            p.requires_grad_(False)
-        yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for p in learning:
-            p.requires_grad_(True)
 
 
 class Victim(nn.Module):

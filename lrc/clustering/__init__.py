@@ -1,20 +1,16 @@
 """Do the classes cluster? From the linear map W to the correlation C of classes, to groups, and to how sure one can be.
 
-`matrices` has C and F, `contrasts` the one number that a matrix and a partition give, `permutations` its test and
-`levels` that of every level of a hierarchy. `trees` has the groups that a matrix itself suggests, and their agreement
-with given ones; `semantics` the rank correlation with what classes mean; `spectra` eigenvalues and rank; `nulls` what
-random weights give; `intervals` how far a figure can be trusted. A partition of the classes is `groups`: lists of class
-indices, each class in one list.
+`similarity` has C and F, eigenvalues and rank; `contrasts` the one number that a matrix and a partition give, also of
+random weights; `permutations` its test, `hierarchy_tests` that of every level of a hierarchy, and of a distance between
+classes. `trees` has the groups that a matrix itself suggests, and their agreement with given ones; `intervals` how
+far a figure can be trusted. A partition of the classes is `groups`: lists of class indices, each class in one list.
 """
 
-from lrc.clustering.contrasts import contrast
+from lrc.clustering.contrasts import contrast, p_value, random_contrasts
+from lrc.clustering.hierarchy_tests import LevelTest, mantel_test, permutation_tests
 from lrc.clustering.intervals import Interval, bootstrap, t_interval
-from lrc.clustering.levels import LevelTest, permutation_tests
-from lrc.clustering.null_distribution import p_value, random_contrasts
 from lrc.clustering.permutations import PermutationTest, holm, permutation_test
-from lrc.clustering.semantics import mantel_test
-from lrc.clustering.similarity import class_correlation, feature_distance
-from lrc.clustering.spectra import effective_rank, eigengap, eigenvalues
+from lrc.clustering.similarity import class_correlation, effective_rank, eigengap, eigenvalues, feature_distance
 from lrc.clustering.trees import (
     agreement,
     agreements,

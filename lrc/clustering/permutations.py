@@ -9,16 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from lrc.clustering.contrasts import Groups, as_matrix, contrasts, labels_of, labels_within
+from lrc.clustering.contrasts import Groups, contrasts, labels_of, labels_within
+from lrc.clustering.similarity import BLOCK, as_matrix
 from lrc.utils.errors import InputError
 
 __all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
 
 EXACT_LIMIT = 20_000
 """Up to so many splits, all are tried."""
-
-BLOCK = 1_000
-"""Splits weighed at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def permutation_test(
     exact = _number_within(given, coarse) <= EXACT_LIMIT
     others = splits_within(given, coarse) if exact else random_splits(given, samples, generator, coarse=coarse)
     statistic = float(contrasts(C, given[None], coarse))
-    values = torch.cat([contrasts(C, block, coarse) for block in torch.split(others, BLOCK)])
+    values = torch.cat([contrasts(C, block, coarse) for block in others.split(max(1, BLOCK // C.numel()))])
     return placed(statistic, values, exact=exact, rounding=1e-12 * float(C.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""How classes relate: C by the rows of the linear map, F by the logits of the whole network."""
+"""How classes relate: C by the rows of the linear map, F by the logits of the whole network, and the spectrum of C."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lrc.linearization import linear_map
 from lrc.utils.errors import InputError
 
-__all__ = ["class_correlation", "feature_distance"]
+__all__ = ["BLOCK", "as_matrix", "class_correlation", "effective_rank", "eigengap", "eigenvalues", "feature_distance"]
 
 BLOCK = 2**22
-"""Numbers of W that are looked at at once: 32 MiB in float64."""
+"""Numbers worked on at once in this package, which bounds the memory: 32 MiB in float64."""
 
 
 def class_correlation(
@@ -44,34 +44,10 @@ def class_correlation(
     """
     rows = (linear_map(W) if isinstance(W, nn.Module) else W).flatten(1)
     largest = _largest(rows.detach(), centre)[:, None]
-    grams = (
-        (block / largest) @ (block / largest).T for block in _blocks(rows, centre)
-    )  # no square over- or underflows
-    G = reduce(torch.add, grams)
+    G = _gram(rows, largest, centre)
     lengths = G.diagonal().sqrt()
     C = (G + G.T) / 2 / (lengths[:, None] * lengths)
     return C.clamp(-1, 1).to(rows.dtype).fill_diagonal_(1)
-
-
-def _largest(rows: Tensor, centre: bool) -> Float[Tensor, " classes"]:
-    """The largest size in each row, centred if so; rows that point nowhere are refused."""
-    largest = reduce(torch.maximum, (block.abs().amax(1) for block in _blocks(rows, centre)))
-    floor = 0.0
-    if centre:  # what rounding leaves of equal rows
-        floor = 4 * torch.finfo(rows.dtype).eps * max(abs(float(end)) for end in rows.aminmax())
-    useless = (~(largest > floor) | ~largest.isfinite()).nonzero().flatten().tolist()
-    if useless:
-        what = "equal the mean row" if centre else "are zero"
-        raise InputError(f"the rows of W for classes {useless} {what} or are not finite: they have no direction")
-    return largest
-
-
-def _blocks(rows: Float[Tensor, "classes pixels"], centre: bool) -> Iterator[Float[Tensor, "classes some"]]:
-    """The columns, some at a time, in float64 where the device has it; the mean over the classes taken off if so."""
-    dtype = torch.float32 if rows.device.type == "mps" else torch.float64
-    for columns in rows.split(max(1, BLOCK // len(rows)), dim=1):
-        block = columns.to(dtype)
-        yield block - block.mean(0) if centre else block
 
 
 def feature_distance(
@@ -106,3 +82,100 @@ def feature_distance(
     if not ((largest > 0) & largest.isfinite()).all():
         raise InputError("the class means of the logits coincide or are not finite: there is no distance to compare")
     return distance / largest
+
+
+def eigenvalues(C: Float[Tensor, "classes classes"]) -> Float[Tensor, " classes"]:
+    """Eigenvalues of C from the largest down. They sum up to the number of classes.
+
+    If g groups of classes are alike within and not between, g of them are large: the mean correlation within a group
+    times its size. All are 1 if the rows of W are orthogonal.
+
+    Raises:
+        InputError: C is not symmetric or not finite.
+
+    >>> eigenvalues(torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))).round(decimals=6).abs()
+    tensor([3., 2., 0., 0., 0.], dtype=torch.float64)
+    """
+    matrix = as_matrix(C)
+    if not torch.allclose(matrix, matrix.T, atol=1e-5):
+        raise InputError("eigenvalues are those of a symmetric matrix, such as C")
+    return torch.linalg.eigvalsh(matrix).flip(0)
+
+
+def eigengap(C: Float[Tensor, "classes classes"]) -> int:
+    """How many eigenvalues of C stand before the largest gap between two in succession (von Luxburg 2007, sec. 8.3).
+
+    That is the number of groups where they have nothing in common; and one fewer where the rows of W sum up to zero
+    over the classes, so that groups are opposites of each other: in the centred C, and in the raw C of networks whose
+    training leaves no common row.
+
+    Raises:
+        InputError: fewer than two classes, or as `eigenvalues`.
+
+    >>> eigengap(torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)))
+    2
+    """
+    if len(C) < 2:
+        raise InputError(f"a gap takes at least two classes, not {len(C)}")
+    return int(eigenvalues(C).diff().argmin()) + 1
+
+
+def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False) -> float:
+    """exp(-sum p log p) with p the singular values of W divided by their sum (Roy & Vetterli 2007): in [1, classes].
+
+    It is the rank if the singular values that are not zero are equal, and lower the more they differ.
+
+    Args:
+        W: the linear map, or any other tensor with one row a class.
+        centre: subtract the mean row first, which changes no decision of the classifier. Then at most classes - 1.
+
+    Raises:
+        InputError: W is zero (once centred, if so) or not finite.
+
+    >>> round(effective_rank(torch.eye(4)), 6), round(effective_rank(torch.eye(4), centre=True), 6)
+    (4.0, 3.0)
+    """
+    rows = W.detach().flatten(1)
+    gram = _gram(rows, rows.abs().max(), centre).cpu().double()
+    if not 1e-24 * rows.numel() < gram.trace() < torch.inf:  # what rounding leaves of equal rows is less
+        what = "the same row for all classes" if centre else "zero"
+        raise InputError(f"W is {what}, or not finite: it has no rank to measure")
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def as_matrix(C: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
+    """C for statistics: in double precision, on the CPU.
+
+    Raises:
+        InputError: C is not finite.
+    """
+    if not C.isfinite().all():
+        raise InputError("the matrix of classes holds values that are not finite")
+    return C.detach().cpu().double()
+
+
+def _gram(rows: Tensor, scale: Tensor, centre: bool) -> Float[Tensor, "classes classes"]:
+    """The products of the rows with each other, each divided by its scale first: no square over- or underflows."""
+    return reduce(torch.add, ((block / scale) @ (block / scale).T for block in _blocks(rows, centre)))
+
+
+def _largest(rows: Tensor, centre: bool) -> Float[Tensor, " classes"]:
+    """The largest size in each row, centred if so; rows that point nowhere are refused."""
+    largest = reduce(torch.maximum, (block.abs().amax(1) for block in _blocks(rows, centre)))
+    floor = 0.0
+    if centre:  # what rounding leaves of equal rows
+        floor = 4 * torch.finfo(rows.dtype).eps * max(abs(float(end)) for end in rows.aminmax())
+    useless = (~(largest > floor) | ~largest.isfinite()).nonzero().flatten().tolist()
+    if useless:
+        what = "equal the mean row" if centre else "are zero"
+        raise InputError(f"the rows of W for classes {useless} {what} or are not finite: they have no direction")
+    return largest
+
+
+def _blocks(rows: Float[Tensor, "classes pixels"], centre: bool) -> Iterator[Float[Tensor, "classes some"]]:
+    """The columns, some at a time, in float64 where the device has it; the mean over the classes taken off if so."""
+    dtype = torch.float32 if rows.device.type == "mps" else torch.float64
+    for columns in rows.split(max(1, BLOCK // len(rows)), dim=1):
+        block = columns.to(dtype)
+        yield block - block.mean(0) if centre else block

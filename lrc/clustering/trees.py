@@ -9,7 +9,8 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from lrc.clustering.contrasts import Groups, as_matrix, labels_of
+from lrc.clustering.contrasts import Groups, labels_of
+from lrc.clustering.similarity import BLOCK, as_matrix
 from lrc.utils.errors import InputError
 
 __all__ = [
@@ -21,9 +22,6 @@ __all__ = [
     "tree",
     "triplet_agreement",
 ]
-
-BLOCK = 2**22
-"""Triplets compared at a time, which bounds the memory."""
 
 
 def tree(C: Float[Tensor, "classes classes"]) -> Float[np.ndarray, "merges 4"]:

@@ -8,11 +8,11 @@ from jaxtyping import Float, Int, Int64
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.autoattack import called
-from lrc.attacks.common import untouched
 from lrc.clustering.contrasts import Groups, labels_of
 from lrc.data import Images, batches
 from lrc.utils.checks import check_generator, check_labels, check_logits, check_network, check_whole, explained
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 __all__ = ["Split", "accuracy", "confusions", "logits", "per_superclass", "predictions"]
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks import autoattack
 from lrc.attacks.autoattack import STRANGE, Attack, as_it_is, attempt, cascade, part_seed
-from lrc.attacks.common import check, untouched
+from lrc.attacks.common import check
 from lrc.attacks.rng import new_seed
 from lrc.attacks.threat_model import ball
 from lrc.data import Images
@@ -29,6 +29,7 @@ from lrc.evaluation.store import ANSWERS, Batch, Store
 from lrc.utils.checks import check_radius
 from lrc.utils.files import write_text
 from lrc.utils.hashes import described, fingerprint, probe_answers
+from lrc.utils.networks import untouched
 
 
 def evaluate(

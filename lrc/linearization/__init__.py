@@ -1,8 +1,8 @@
 """The linear sub-network of a classifier, and the one linear map that it is.
 
-`maps` has W and b, `local` the linear map that the whole network is near an image, `network` the linear network that W
-and b are read from. That takes `tracing` (a network as a graph), `surgery` (how to change a graph safely) and `rules`
-(what becomes of which operation).
+`maps` has W and b, `local` the linear map that the whole network is near an image, `jacobian` the rows of both,
+`network` the linear network that W and b are read from. That takes `tracing` (a network as a graph), `surgery` (how to
+change a graph safely) and `rules` (what becomes of which operation).
 """
 
 from lrc.linearization.checking import superposition_error

@@ -1,15 +1,14 @@
 """The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrc.linearization.maps import differentiated
+from lrc.linearization.jacobian import differentiated
 from lrc.utils.errors import InputError
+from lrc.utils.networks import check_independent
 
 __all__ = ["alignment", "local_map", "mean_local_map"]
 
@@ -33,7 +32,7 @@ def local_map(
 
     Raises:
         InputError: no images, images of integers or such as do not fit the network, an output that is not logits or
-            has no derivative.
+            has no derivative, or depends on the other images of the batch.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])), model[0].bias.data.zero_()
@@ -44,7 +43,8 @@ def local_map(
              [3., 4.]]])
     """
     _check(x)
-    with _evaluated(model) as network, differentiated(network, x, chunk=chunk) as (z, chunks):
+    with differentiated(model, x, chunk=chunk) as (z, chunks):
+        check_independent(model, x)
         J, done = x.new_empty(len(x), z.shape[1], *x.shape[1:]), 0
         for rows in chunks:
             J[:, done : done + len(rows)] = rows.transpose(0, 1)
@@ -72,8 +72,7 @@ def mean_local_map(
     _check(x)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least one image, not {batch_size}")
-    with _evaluated(model) as network:
-        return reduce(Tensor.add_, (_total(network, batch, chunk) for batch in x.split(batch_size))) / len(x)
+    return reduce(Tensor.add_, (_total(model, batch, chunk) for batch in x.split(batch_size))) / len(x)
 
 
 def alignment(
@@ -112,22 +111,10 @@ def _check(x: Tensor) -> None:
         raise InputError(f"images of {x.dtype} have no derivatives: give numbers such as x.float() / 255")
 
 
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[nn.Module]:
-    """The network, in eval mode until the context ends."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile was given: compiled code has no batched derivatives
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _total(network: nn.Module, x: Tensor, chunk: int | None) -> Float[Tensor, " classes *input"]:
     """The sum of the local maps at these images."""
     with differentiated(network, x, chunk=chunk) as (_, chunks):
+        check_independent(network, x)
         return torch.cat([rows.sum(1) for rows in chunks])
 
 

@@ -2,26 +2,20 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from lrc.linearization.checking import Quiet, image_shape
+from lrc.linearization.checking import image_shape
+from lrc.linearization.jacobian import differentiated
 from lrc.linearization.network import linearize
-from lrc.utils.errors import InputError, first_line
+from lrc.utils.errors import InputError
 from lrc.utils.files import replacing
 
-__all__ = ["affine_map", "differentiated", "linear_map"]
-
-BUDGET = 64 * 2**20
-"""Bytes of the largest gradient in a chunk of rows, unless the caller chooses; a few of that size live at once."""
+__all__ = ["affine_map", "linear_map"]
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What safetensors calls the types."""
@@ -101,58 +95,6 @@ def affine_map(
         return W, z[0].detach()
 
 
-@contextmanager
-def differentiated(
-    network: nn.Module, x: Float[Tensor, "n *input"], *, chunk: int | None, progress: bool = False
-) -> Iterator[tuple[Float[Tensor, "n classes"], Iterator[Tensor]]]:
-    """The logits z of a batch x and, as long as the context lasts, their derivatives by it, some classes at a time.
-
-    Args:
-        network: images to logits, each image's of that image alone; run in the mode that it is in.
-        x: at least one image.
-        chunk: classes at a time; by default as many as make the largest gradient `BUDGET` bytes.
-        progress: as in `linear_map`.
-
-    Yields:
-        z, and an iterator over tensors (some classes, n, *input): all classes in their order. Each is one backward pass
-        through the graph of the one forward pass.
-
-    Raises:
-        InputError: a chunk below 1, or a network that does not give logits (n, classes) of x, or not differentiably.
-    """
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk must be at least one row, not {chunk}")
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        x, z, widest = _logits(network, x)
-        chunk = chunk or max(1, BUDGET // max(1, widest))
-        units = torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], chunk)
-        yield (
-            z,
-            (
-                torch.autograd.grad(z, x, unit.expand(-1, len(z), -1), is_grads_batched=True, retain_graph=True)[0]
-                for unit in _watched(units, progress)
-            ),
-        )
-
-
-class _Widest(TorchFunctionMode):
-    """Notes how large the largest tensor is that a function of PyTorch gives meanwhile."""
-
-    bytes = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.bytes = max(self.bytes, result.nbytes if isinstance(result, Tensor) else 0)
-        return result
-
-
-def _watched(units: Sequence[Tensor], progress: bool) -> Iterator[Tensor]:
-    """The same, with a bar on stderr if wanted and if a person can see it."""
-    console = Console(stderr=True)
-    shown = progress and (console.is_terminal or console.is_jupyter)
-    return iter(track(units, "rows of W", console=console, transient=True, disable=not shown))
-
-
 def _finite(rows: Iterable[Tensor]) -> Iterator[Tensor]:
     """The same, each chunk looked at as it comes."""
     for some in rows:
@@ -199,46 +141,3 @@ def _black_image(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
     tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     like = next(tensors, torch.empty(()))
     return torch.zeros(1, *image_shape(shape), dtype=like.dtype, device=like.device)
-
-
-def _logits(network: nn.Module, x: Tensor) -> tuple[Tensor, Float[Tensor, "n classes"], int]:
-    """As `_run`, if what comes out is logits with a derivative."""
-    images = "one image" if len(x) == 1 else f"{len(x)} images"
-    try:
-        x, z, widest = _run(network, x)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the network's own code runs: anything may be raised
-        raise InputError(
-            f"the network does not take images of shape {tuple(x.shape[1:])}: {first_line(error)}"
-        ) from error
-    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(x):
-        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise InputError(
-            f"expected logits of shape ({len(x)}, classes) for {images}, got {got}: wrap the network to give them"
-        )
-    if not z.requires_grad:
-        raise InputError("the logits have no derivative by the image: the network must compute them differentiably")
-    return x, z, widest
-
-
-def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, Any, int]:
-    """The images as a leaf, what the network gives for them, and the bytes of the largest tensor on the way.
-
-    In the memory format that convolutions are fastest in, unless the network cannot do with it.
-    """
-    with suppress(RuntimeError):  # x.view(n, -1), for one
-        return _run_in(torch.channels_last, network, x)
-    return _run_in(torch.contiguous_format, network, x)
-
-
-def _run_in(layout: torch.memory_format, network: nn.Module, x: Tensor) -> tuple[Tensor, Any, int]:
-    def laid_out(t: Tensor) -> Tensor:
-        return t.detach().contiguous(memory_format=layout) if t.dim() == 4 else t.detach()
-
-    quiet = Quiet(network)
-    weights = {name: laid_out(p) for name, p in quiet.named_parameters()}  # detached: no derivatives by them
-    leaf = laid_out(x).clone().requires_grad_()
-    with _Widest() as widest:
-        z = torch.func.functional_call(quiet, weights, leaf.clone())  # a clone, as networks may begin in place
-    return leaf, z, widest.bytes

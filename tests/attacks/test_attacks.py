@@ -10,12 +10,13 @@ from attacking import Counting, Linear, Strange, TwoClasses, grey, zeros
 from torch import Generator, nn
 
 from lrc.attacks import fgsm, mifgsm, pgd
-from lrc.attacks.common import check, input_gradient, untouched
+from lrc.attacks.common import check, input_gradient
 from lrc.attacks.losses import dlr, fooled, likely_targets, margin, targeted_dlr, targeted_margin
 from lrc.attacks.pgd import shrink
 from lrc.attacks.threat_model import ball, norms
 from lrc.models import resnet8
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lrc
-from lrc.clustering import agreement, class_correlation, contrast, cut, feature_distance, permutation_test, tree
+from lrc.clustering import (
+    agreement,
+    class_correlation,
+    contrast,
+    cut,
+    feature_distance,
+    p_value,
+    permutation_test,
+    tree,
+)
 from lrc.clustering.permutations import all_splits, number_of_splits, random_splits
 
 TEN = [[0, 1, 8, 9], [2, 3, 4, 5, 6, 7]]
@@ -251,6 +261,36 @@ def test_exact_test_by_loops():
 def test_ties_count_as_at_least_the_contrast():
     result = permutation_test(torch.full((6, 6), 0.1).fill_diagonal_(1), [[0, 1, 2], [3, 4, 5]])
     assert (result.p_value, result.rank, result.n_splits) == (1.0, 1, 10)
+
+
+def exact_contrast(C: list[list[Fraction]], labels: list[int]) -> Fraction:
+    pairs = list(itertools.combinations(range(len(C)), 2))
+    within = [C[i][j] for i, j in pairs if labels[i] == labels[j]]
+    between = [C[i][j] for i, j in pairs if labels[i] != labels[j]]
+    return sum(within) / len(within) - sum(between) / len(between)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_by_exact_arithmetic(seed, sampled, monkeypatch):
+    """Of a matrix of tenths many splits have the same contrast, which rounding tears apart: 0.1 + 0.2 is not 0.3."""
+    tenths = torch.randint(0, 3, (7, 7), generator=torch.Generator().manual_seed(seed)).double().triu(1)
+    tenths = tenths + tenths.T
+    exact = [[Fraction(int(v), 10) for v in row] for row in tenths]
+    groups = [[0, 1, 2], [3, 4, 5, 6]]
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    if sampled:
+        monkeypatch.setattr("lrc.clustering.permutations.EXACT_LIMIT", 1)
+    others = random_splits(labels, 200, None) if sampled else all_splits([3, 4])
+    values, ours = [exact_contrast(exact, row) for row in others.tolist()], exact_contrast(exact, labels.tolist())
+    assert sum(value == ours for value in values) > 1 + sampled
+    result = permutation_test(tenths / 10, groups, samples=200)
+    assert result.p_value == (sum(value >= ours for value in values) + sampled) / (len(values) + sampled)
+    assert result.rank == 1 + sum(value > ours for value in values)
+
+
+def test_a_null_distribution_with_ties():
+    assert p_value(0.5, torch.tensor([0.5, 0.1, 0.5, 0.7])) == 4 / 5
 
 
 def test_p_is_uniform_when_classes_are_exchangeable():

@@ -85,7 +85,7 @@ def test_effective_rank_by_singular_values(centre, monkeypatch):
     assert effective_rank((1e30 * W).float(), centre=centre) == pytest.approx(expected, abs=1e-5)
     rotation = torch.linalg.qr(normal(48, 48)).Q
     assert effective_rank(W.flatten(1) @ rotation, centre=centre) == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr("lrc.clustering.spectra.BLOCK", 60)  # ten columns at a time
+    monkeypatch.setattr("lrc.clustering.similarity.BLOCK", 60)  # ten columns at a time
     assert effective_rank(W, centre=centre) == pytest.approx(expected, abs=1e-6)
     shifted = effective_rank(W + 100 * normal(3, 4, 4, seed=1), centre=centre)
     assert (abs(shifted - expected) < 1e-6) == centre

@@ -195,7 +195,7 @@ def test_mantel_test_by_enumeration():
 
 
 def test_partial_mantel_test_is_the_partial_rank_correlation():
-    """By the textbook's formula of three rank correlations, in place of residuals; the p value by all permutations."""
+    """By the textbook's formula of three rank correlations, in place of residuals."""
     C, distance, given = correlation(5, seed=3), whole(5, largest=3, seed=1), whole(5, largest=9, seed=2)
     upper = np.triu_indices(5, 1)
     xy, xz, yz = (
@@ -204,11 +204,6 @@ def test_partial_mantel_test_is_the_partial_rank_correlation():
     )
     result = mantel_test(C, distance, given=given)
     assert result.statistic == pytest.approx((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)), abs=1e-12)
-    x, y, z = (np.apply_along_axis(rankdata, 0, m.numpy()[upper]) for m in (1 - C, distance, given))
-    x, y = (m - np.polyval(np.polyfit(z, m, 1), z) for m in (x, y))
-    left, right = squareform(x), squareform(y)
-    values = [(left[np.ix_(o, o)] * right).sum() for o in map(list, itertools.permutations(range(5)))]
-    assert result.p_value == sum(v >= values[0] - 1e-9 for v in values) / 120
 
 
 def test_what_a_third_distance_explains_is_left_out():
@@ -217,15 +212,51 @@ def test_what_a_third_distance_explains_is_left_out():
     first, second = (given + given.T + 0.3 * (n + n.T) for n in noise)
     assert mantel_test(1 - first, second, samples=200).p_value < 0.01
     assert mantel_test(1 - first, second, given=given + given.T, samples=200).p_value > 0.05
-    with pytest.raises(lrc.InputError, match="nothing is left to correlate"):
+    with pytest.raises(lrc.InputError, match="there is nothing left"):
         mantel_test(1 - first, second, given=2 * second + 1)
+
+
+def partial_by_residuals(a: Tensor, b: Tensor, given: Tensor) -> float:
+    """The correlation of what is left of the ranks of a and of b once a line through those of `given` is taken off."""
+    upper = np.triu_indices(len(a), 1)
+    x, y, z = (rankdata(m.numpy()[upper]) for m in (a, b, given))
+    line = np.stack([np.ones_like(z), z], 1)
+    left = [v - line @ np.linalg.lstsq(line, v, rcond=None)[0] for v in (x, y)]
+    return float(np.corrcoef(*left)[0, 1])
+
+
+def test_partial_mantel_test_by_enumeration():
+    C, distance, given = correlation(5, seed=3), whole(5, largest=3, seed=1), 1 - correlation(5, seed=4)
+    values = []
+    for order in itertools.permutations(range(5)):
+        moved = C[list(order)][:, list(order)]
+        values.append(partial_by_residuals(1 - moved, distance, given))
+    result = mantel_test(C, distance, given=given)
+    assert result.statistic == pytest.approx(values[0], abs=1e-12) and (result.n_splits, result.exact) == (120, True)
+    assert result.p_value == sum(v >= values[0] - 1e-9 for v in values) / 120
+    assert result.rank == 1 + sum(v > values[0] + 1e-9 for v in values)
+
+
+def test_what_follows_a_third_matrix_alone_is_not_partially_correlated():
+    distance = CIFAR10.distance()
+    given = distance + 0.5 * whole(10, largest=3, seed=2)
+    C = 1 - given / 10 + 0.01 * (lambda m: m + m.T)(normal(10, 10, seed=5))
+    plain, partial = mantel_test(C, distance, samples=999), mantel_test(C, distance, given=given, samples=999)
+    assert plain.p_value < 0.01 < partial.p_value and partial.statistic < 0.5 * plain.statistic
+    kept = mantel_test(1 - distance / 10 - given / 30, distance, given=given, samples=999)
+    assert kept.p_value == 1 / 1000
+    for alike in (distance, 2 * distance):
+        with pytest.raises(lrc.InputError, match="`given` orders the pairs"):
+            mantel_test(C, distance, given=alike)
+    with pytest.raises(lrc.InputError, match="matrices of 10 and of 5 classes"):
+        mantel_test(C, distance, given=1 - correlation(5))
 
 
 def test_mantel_test_samples_where_there_are_too_many(monkeypatch):
     C, distance = correlation(6, seed=3), whole(6, largest=3, seed=1)
     exact = mantel_test(C, distance)
     assert 0.02 < exact.p_value < 0.98
-    monkeypatch.setattr("lrc.clustering.semantics.EXACT_LIMIT", 719)
+    monkeypatch.setattr("lrc.clustering.hierarchy_tests.EXACT_LIMIT", 719)
     sampled = mantel_test(C, distance)
     assert (sampled.exact, sampled.n_splits) == (False, 10_001) and sampled.statistic == exact.statistic
     assert sampled.p_value == pytest.approx(exact.p_value, abs=0.02)

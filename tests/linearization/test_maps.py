@@ -18,7 +18,16 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import prune
 
 import lrc
-from lrc.linearization import affine_map, alignment, linear_map, local_map, maps, mean_local_map, superposition_error
+from lrc.linearization import (
+    affine_map,
+    alignment,
+    jacobian,
+    linear_map,
+    local_map,
+    maps,
+    mean_local_map,
+    superposition_error,
+)
 
 SHAPE = (3, 8, 8)
 
@@ -102,14 +111,15 @@ def test_rows_go_to_the_disk_chunk_by_chunk(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys, torch, lrc
-chunks, grad = [], torch.autograd.grad
-def deadly(*arguments, **options):
+from lrc.linearization import jacobian
+chunks, rows = [], jacobian._pulled_back
+def deadly(*arguments):
     chunks.append(1)
     if len(chunks) == 2:
         assert [name for name in os.listdir(os.path.dirname(sys.argv[1])) if name.endswith(".part")]
         os.kill(os.getpid(), signal.SIGKILL)
-    return grad(*arguments, **options)
-torch.autograd.grad = deadly
+    return rows(*arguments)
+jacobian._pulled_back = deadly
 lrc.linear_map(torch.nn.Linear(4, 6), (4,), chunk=2, out=sys.argv[1])
 """
 
@@ -126,15 +136,15 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     file, model = tmp_path / "W.safetensors", network()
     linear_map(model, SHAPE, out=file)
-    before, left, grad = file.read_bytes(), [1], torch.autograd.grad
+    before, left, rows = file.read_bytes(), [1], jacobian._pulled_back
 
-    def failing(*arguments, **options):
+    def failing(*arguments):
         if not left:
             raise MemoryError("the second chunk")
         left.pop()
-        return grad(*arguments, **options)
+        return rows(*arguments)
 
-    monkeypatch.setattr(torch.autograd, "grad", failing)
+    monkeypatch.setattr(jacobian, "_pulled_back", failing)
     with pytest.raises(MemoryError, match="the second chunk"):
         linear_map(model, SHAPE, chunk=2, out=file)
     assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == before
@@ -159,25 +169,25 @@ def test_out_that_is_a_folder(tmp_path):
 
 def test_the_chunk_follows_from_the_largest_activation(monkeypatch):
     seen: list[int] = []
-    grad = torch.autograd.grad
+    rows = jacobian._pulled_back
 
-    def noting(z, x, units, **options):
+    def noting(z, x, units, learning):
         seen.append(len(units))
-        return grad(z, x, units, **options)
+        return rows(z, x, units, learning)
 
-    monkeypatch.setattr(torch.autograd, "grad", noting)
+    monkeypatch.setattr(jacobian, "_pulled_back", noting)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(1024, 10)
     )  # 16 x 8 x 8 float32: 4 KiB
     W = linear_map(model, SHAPE)
     assert seen == [10]
-    monkeypatch.setattr(maps, "BUDGET", 4 * 4096)
+    monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     torch.testing.assert_close(linear_map(model, SHAPE), W, rtol=1e-5, atol=1e-7)
     assert seen == [10, 4, 4, 2]
-    monkeypatch.setattr(maps, "BUDGET", 1)
+    monkeypatch.setattr(jacobian, "BUDGET", 1)
     linear_map(model, SHAPE)
     assert seen[4:] == [1] * 10
-    monkeypatch.setattr(maps, "BUDGET", 4 * 4096)
+    monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     local_map(model, torch.rand(2, *SHAPE))  # two images: half as many classes
     assert seen[14:] == [2] * 5
 
@@ -303,6 +313,31 @@ def test_what_has_no_local_map():
             function(model, x[:0])
 
 
+class Clipped(torch.autograd.Function):
+    """A backward of its own, which works on NumPy arrays and so on no tensors in batches."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(gradient.numpy() * (x.numpy() > 0))
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("kind", ["custom backward", "cross-map norm", "compiled part"])
+def test_derivatives_that_do_not_come_in_batches(kind, chunk):
+    part = {"custom backward": Clipped.apply, "cross-map norm": nn.CrossMapLRN2d(2), "compiled part": torch.relu}[kind]
+    model = Written(lambda m, x: m.fc(part(m.conv(x)).flatten(1)), conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(144, 5)).eval()
+    expected = brute_force(model, images(2))
+    if kind == "compiled part":
+        model.conv.compile(backend="aot_eager")
+    torch.testing.assert_close(local_map(model, images(2), chunk=chunk), expected, rtol=1e-10, atol=1e-14)
+
+
 # --- alignment -------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +411,7 @@ def test_a_view_of_feature_maps():
     torch.testing.assert_close(mean_local_map(model, x, batch_size=2), expected.mean(0))
 
 
-@pytest.mark.parametrize("begin", [F.relu_, lambda x: x.sub_(x.mean().detach())])
+@pytest.mark.parametrize("begin", [F.relu_, lambda x: x.sub_(x.mean((1, 2, 3), keepdim=True).detach())])
 def test_a_network_that_begins_in_place(begin):
     model = Written(lambda m, x: m.fc(begin(x).flatten(1)), fc=nn.Linear(192, 5))
     x = images(2) - 0.5

@@ -7,12 +7,13 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import pgd
-from lrc.attacks.common import Victim, ascent, attacked, laid_out_like, untouched
+from lrc.attacks.common import Victim, ascent, attacked, laid_out_like
 from lrc.attacks.losses import cross_entropy
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import ball, spread, within
 from lrc.training.objectives.objective import logits
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 __all__ = ["local_linearity_attack", "trades_attack", "gradient_norm_attack"]
 

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
+from lrc.utils.networks import preserved, replaced
 
 __all__ = ["InnerAttack", "Loss", "Objective", "TermInputs", "Term", "adding", "awp", "logits"]
 
@@ -78,8 +77,10 @@ class Objective:
         x_adv = x if self.attack is None else self.attack(model, x, y, generator=generator)
         if not self.gamma:
             return self._value(model, x, y, x_adv, generator)
-        module, batch = _LossModule(model, self._value), (x, y, x_adv, generator)
-        return functional_call(module, _worse_weights(module, batch, self.gamma), batch)
+        with preserved(model):
+            worse = _worse_weights(model, self._value(model, x, y, x_adv, generator), self.gamma)
+        with replaced(model, worse):
+            return self._value(model, x, y, x_adv, generator)
 
     def _value(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None
@@ -162,17 +163,6 @@ def head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class _LossModule(nn.Module):
-    """Loss and network as one module, so that both see the weights that it is called with."""
-
-    def __init__(self, model: nn.Module, value: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model, self.value = model, value
-
-    def forward(self, *batch: Any) -> Tensor:
-        return self.value(self.model, *batch)
-
-
 class _Recording(nn.Module):
     """The network, with its inputs and logits recorded. A hook would do the same, but not on a compiled network."""
 
@@ -187,14 +177,12 @@ class _Recording(nn.Module):
         return z
 
 
-def _worse_weights(module: nn.Module, batch: tuple[Any, ...], gamma: float) -> dict[str, Tensor]:
-    """The weights of more than one dimension after the step up; the buffers of the scratch pass are copies."""
-    weights = {name: p for name, p in module.named_parameters() if p.dim() > 1 and p.requires_grad}
-    scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    value = functional_call(module, scratch, batch)
-    steps = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+def _worse_weights(model: nn.Module, value: Float[Tensor, ""], gamma: float) -> dict[int, Tensor]:
+    """The weights of more than one dimension after the step up the loss, by the `id` of the parameter."""
+    weights = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
+    steps = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
     steps = _mean_over_processes(steps)
-    return {name: p + _scaled(d, p.detach(), gamma) for (name, p), d in zip(weights.items(), steps, strict=True)}
+    return {id(p): p + _scaled(d, p.detach(), gamma) for p, d in zip(weights, steps, strict=True)}
 
 
 def _scaled(d: Tensor, w: Tensor, gamma: float) -> Tensor:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
-from lrc.attacks.common import untouched
 from lrc.training.objectives.objective import logits
+from lrc.utils.networks import untouched
 
 __all__ = ["collapsed", "watch_collapse"]
 

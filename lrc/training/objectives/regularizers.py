@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
 from lrc.attacks.rng import image_keys, normal
 from lrc.linearization import linearize
+from lrc.linearization.jacobian import differentiated
 from lrc.training.objectives.objective import TermInputs, head_inputs, wide
 from lrc.utils.errors import InputError
+from lrc.utils.networks import preserved
 
 __all__ = [
     "clustering",
@@ -90,13 +91,11 @@ def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> F
     Raises:
         InputError: as `lrc.linearize`.
     """
-    x = inputs.x.new_zeros(1, *inputs.x.shape[1:]).requires_grad_()
-    with torch.autocast(x.device.type, enabled=False):
-        z = linearize(model, input_shape=x.shape[1:], verify=False)(x)
-        units = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None]
-        (W,) = torch.autograd.grad(z, x, units, is_grads_batched=True, create_graph=True)
-        rows = F.normalize(W.flatten(1) - W.flatten(1).mean(0), dim=1)
-        return clustering_term(rows.T, groups, reduction="mean") * rows.shape[1]
+    linear = linearize(model, input_shape=inputs.x.shape[1:], verify=False)
+    with differentiated(linear, torch.zeros_like(inputs.x[:1]), learning=True) as (_, chunks):
+        W = torch.cat([rows[:, 0].flatten(1) for rows in chunks])
+        rows = F.normalize(W - W.mean(0), dim=1)
+        return clustering_term(rows.T, groups, reduction="mean") * len(rows.T)
 
 
 def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> Float[Tensor, ""]:
@@ -265,7 +264,8 @@ def _sum(values: Iterator[Tensor]) -> Tensor:
 
 def aside(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
     """The logits of x, in the model's mode, with the running statistics left alone."""
-    return wide(functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,)))
+    with preserved(model):
+        return wide(model(x))
 
 
 def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "groups classes"]:

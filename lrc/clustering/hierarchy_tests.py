@@ -1,18 +1,25 @@
-"""Every level of a hierarchy tested for what it adds: classes that form superclasses, superclasses that form kinds."""
+"""Does C follow what classes mean? Every level of a hierarchy tested for what it adds, and the Mantel test."""
 
+import math
 from dataclasses import asdict, dataclass
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
 from torch import Generator, Tensor
 
-from lrc.clustering.contrasts import as_matrix
-from lrc.clustering.permutations import PermutationTest, holm, permutation_test
+from lrc.clustering.permutations import EXACT_LIMIT, PermutationTest, holm, permutation_test, placed, random_splits
+from lrc.clustering.similarity import BLOCK, as_matrix
+from lrc.clustering.trees import off_diagonal
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
-__all__ = ["LevelTest", "permutation_tests"]
+__all__ = ["LevelTest", "mantel_test", "permutation_tests"]
+
+TINY = 1e-12
+"""A share of squared rank correlation that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +113,76 @@ def _grouped(level: Level, units: Level) -> list[list[int]]:
     """Numbers of the units in each group."""
     group_of = dict(zip(units.of, level.of, strict=True))
     return [[unit for unit in sorted(group_of) if group_of[unit] == g] for g in range(len(level.names))]
+
+
+def mantel_test(
+    C: Float[Tensor, "classes classes"],
+    distance: Float[Tensor, "others others"],
+    *,
+    given: Float[Tensor, "third third"] | None = None,
+    samples: int = 10_000,
+    generator: Generator | None = None,
+) -> PermutationTest:
+    """Spearman's rank correlation of 1 - C with a distance, over all pairs of classes, and whether it is chance.
+
+    Positive where classes that mean more alike things have more similar rows. The pairs are not independent, so its p
+    value comes from the classes of one matrix permuted, rows and columns together (Mantel 1967); one-sided, for a
+    positive correlation. Ties share their mean rank. All permutations are tried up to 7 classes, beyond that a sample.
+
+    With `given` it is the partial correlation: whether C follows the distance beyond what both share with a third
+    matrix (Smouse, Long & Sokal 1986). C is permuted, the other two keep their relation (Legendre 2000, method 1).
+
+    Args:
+        C: the class correlation. A matrix that is not symmetric counts each pair in both orders.
+        distance: such as `Hierarchy.distance` or `wordnet_distance`, of the same classes in the same order.
+        given: a distance to be held constant, such as that of the classes' mean images.
+        samples: number of random permutations, where not all are tried.
+        generator: of the random permutations; a new one with seed 0 if absent.
+
+    Raises:
+        InputError: matrices of different size, values that are not finite, all correlations or distances alike, a
+            `given` that orders the pairs as C or as the distance does, or no samples.
+
+    >>> C = torch.tensor([[1.0, 0.8, 0.1, 0.2], [0.8, 1.0, 0.3, 0.1], [0.1, 0.3, 1.0, 0.9], [0.2, 0.1, 0.9, 1.0]])
+    >>> distance = torch.tensor([[0.0, 1, 2, 2], [1, 0, 2, 2], [2, 2, 0, 1], [2, 2, 1, 0]])
+    >>> mantel_test(C, distance)
+    PermutationTest(statistic=0.840..., p_value=0.333..., rank=1, n_splits=24, exact=True)
+    """
+    ours, theirs = _ranks(1 - as_matrix(C)), _ranks(as_matrix(distance))
+    off_diagonal(ours, theirs)
+    held = torch.zeros_like(ours) if given is None else _ranks(as_matrix(given))
+    off_diagonal(ours, held)
+    theirs = _residual(theirs, held)
+    _residual(ours, held)
+
+    def correlations(orders: Int[Tensor, "m classes"]) -> Float[Tensor, " m"]:
+        moved = ours[orders[:, :, None], orders[:, None]]
+        shared = (moved * held).sum((1, 2))
+        return (moved * theirs).sum((1, 2)) / (1 - shared.square()).clamp(min=TINY).sqrt()
+
+    n = len(ours)
+    exact = math.factorial(n) <= EXACT_LIMIT
+    identity = torch.arange(n)
+    orders = torch.tensor([*permutations(range(n))]) if exact else random_splits(identity, samples, generator)
+    values = torch.cat([correlations(some) for some in orders.split(max(1, BLOCK // n**2))])
+    return placed(float(correlations(identity[None])), values, exact=exact, rounding=1e-12)
+
+
+def _residual(
+    ranks: Float[Tensor, "classes classes"], held: Float[Tensor, "classes classes"]
+) -> Float[Tensor, "classes classes"]:
+    """What is left of ranks once those of `held` are taken out, of norm one again."""
+    rest = ranks - (ranks * held).sum() * held
+    if not (size := rest.norm()) > TINY**0.5:
+        raise InputError("`given` orders the pairs of classes as one of the two others does: there is nothing left")
+    return rest / size
+
+
+def _ranks(matrix: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
+    """Ranks off the diagonal, of mean zero and norm one; zeros on it. The product of two sums up to Spearman's rho."""
+    off = ~torch.eye(len(matrix), dtype=torch.bool)
+    ranks = torch.from_numpy(rankdata(matrix[off].numpy()))
+    ranks -= ranks.mean()
+    if not (size := ranks.norm()):
+        raise InputError("all classes are equally far apart: there is nothing to correlate")
+    return torch.zeros_like(matrix).masked_scatter_(off, ranks / size)
