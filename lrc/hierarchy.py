@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
 from lrc.utils.errors import InputError
@@ -145,6 +143,9 @@ def wordnet_distance(classes: Sequence[str]) -> Float[Tensor, "classes classes"]
 @cache
 def _wordnet() -> tuple[dict[str, int], Float[Tensor, "senses senses"]]:
     """Places of classes, and the number of is-a links from each sense up to each (infinite if it is no ancestor)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import shortest_path
+
     lines = [line for line in WORDNET.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     chains = [line.split(": ")[-1].split(" < ") for line in lines]
     senses = {sense: n for n, sense in enumerate(dict.fromkeys(sense for chain in chains for sense in chain))}
