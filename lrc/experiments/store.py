@@ -173,9 +173,14 @@ def _beside(made: Path) -> dict[str, str]:
 
 
 def keep(place: Path, model: "nn.Module", wanted: Recipe, history: Metrics) -> None:
-    """Writes the weights of a network, with its recipe and the metrics of its training beside them."""
+    """Writes the weights of a network, with its recipe and the metrics of its training; what is there already stays."""
+    made, weights = place / WEIGHTS_FILE, {k: v.detach().cpu() for k, v in model.state_dict().items()}
     beside = {"recipe": json.dumps(noted(wanted)), "metrics": json.dumps(history)}
-    save_tensors(place / WEIGHTS_FILE, model.state_dict(), beside)
+    if made.exists() and _beside(made) == beside:
+        there = load_tensors(made, unsealed=True)
+        if there.keys() == weights.keys() and all(v.equal(there[k]) for k, v in weights.items()):
+            return
+    save_tensors(made, weights, beside)
 
 
 def metrics(place: Path) -> Metrics:
