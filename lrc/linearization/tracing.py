@@ -63,6 +63,10 @@ def trace(
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise InputError(f"{type(model).__name__} spreads a network over devices: give that network, model.module")
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} is or holds TorchScript, which cannot be traced: give the Python code"
+        )
     root = Whole(twin(model))
     functions = (leaf for leaf in leaves if isinstance(leaf, FunctionType) and not leaf.__module__.startswith("torch"))
     tracer = _Tracer(autowrap_functions=tuple(functions))
