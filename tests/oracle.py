@@ -183,6 +183,8 @@ class Linear(TorchFunctionMode):
                 return deps[0].clone()
             y = func(*args, **kwargs) * float("nan")
             y.even = True
+            if (gate := role(deps[0])["gate"]) is not None:
+                y.gate, y.rank = gate * gate, role(deps[0])["rank"]
             return y
         scales = [t for t in deps if role(t)["scale"]]
         deps = [t for t in deps if not role(t)["scale"]]

@@ -2,7 +2,7 @@
 
 `maps` has W and b, `local` the linear map that the whole network is near an image, `jacobian` the rows of both,
 `network` the linear network that W and b are read from. That takes `tracing` (a network as a graph), `surgery` (how to
-change a graph safely) and `rules` (what becomes of which operation).
+change a graph safely) and `rules` (what becomes of which operation). `recording` reads what looks at shapes.
 """
 
 from lrc.linearization.checking import superposition_error

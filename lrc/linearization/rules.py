@@ -73,17 +73,25 @@ def _elementwise(surgery: Surgery, node: Any, x: fx.Node) -> bool:
 
 
 def larger(surgery: Surgery, node: fx.Node) -> None:
-    """The larger of x and a function of it is an activation, the identity; of two values it is a pool: their mean."""
+    """The larger of x and a multiple of it is an activation, the identity; of two values it is a pool: their mean."""
     a: Any = first(node)
     b: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
     for x, other in ((a, b), (b, a)):
-        if x in surgery.data and _elementwise(surgery, other, x):
+        if x in surgery.data and _multiple(surgery, other, x):
             surgery.note(node, "taken out", "activations are the identity")
             node.replace_all_uses_with(x)
             surgery.graph.erase_node(node)
             return surgery.mark()
     surgery.replace(node, torch.mul, surgery.insert(node, torch.add, a, b), 0.5)
     return None
+
+
+def _multiple(surgery: Surgery, node: Any, x: fx.Node) -> bool:
+    """Whether a value is a constant, or a constant times x."""
+    if node is x or node not in surgery.data:
+        return True
+    times = surgery.operation(node) in (*ops.PRODUCTS, *ops.QUOTIENTS)
+    return times and len(surgery.data_among((node.args, node.kwargs))) == 1 and x in node.all_input_nodes
 
 
 def largest(surgery: Surgery, node: fx.Node) -> None:
