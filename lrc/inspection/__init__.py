@@ -1,0 +1,10 @@
+"""Any network in, one page out: is it robust, or does it only look so?
+
+`load` makes a network of a file or a name, `inspect` looks at it, and the result shows itself as a page.
+"""
+
+from lrc.inspection.networks import Logits, Subject, load
+from lrc.inspection.report import Clusters, Inspection, class_means, inspect
+from lrc.inspection.verdict import Verdict, verdict
+
+__all__ = ["Clusters", "Inspection", "Logits", "Subject", "Verdict", "class_means", "inspect", "load", "verdict"]

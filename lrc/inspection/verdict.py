@@ -1,0 +1,79 @@
+"""The verdict: robust, only looks robust, not robust, or undecided; and what it rests on."""
+
+from dataclasses import dataclass
+
+from lrc.evaluation import Report
+
+__all__ = ["LOCAL_CONTRAST", "Verdict", "verdict"]
+
+LOCAL_CONTRAST = 0.7
+"""Between the contrast of the mean local map of standard and of adversarially trained small networks on CIFAR-10."""
+
+SHARE = 0.5  # of the clean accuracy: who keeps less is hardly called robust
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A word and its reasons.
+
+    Attributes:
+        word: "robust", "only looks robust", "not robust" or "undecided".
+        reasons: what it rests on, and what does not follow, a sentence each.
+    """
+
+    word: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.word}: {' '.join(self.reasons)}"
+
+
+def verdict(report: Report, local: float | None, *, shape: tuple[int, ...]) -> Verdict:
+    """The verdict of an evaluation and of the contrast of the mean local map.
+
+    - A network that classifies hardly better than chance is undecided: there is nothing to lose.
+    - One that an attack brings below chance, surely, is not robust. It only looks robust if a sign of masking is up
+      and PGD alone would have left it more than half of its clean accuracy.
+    - A sign of masking on a network that attacks leave right: it only looks robust.
+    - One that AutoAttack leaves above chance, surely, is robust at this radius; PGD alone decides so only together
+      with a mean local map that clusters as those of robust networks do, where that is known (10 classes of small
+      images). What they disagree about is undecided.
+
+    Args:
+        report: with clean accuracy, PGD, signs of masking, and AutoAttack if it was run.
+        local: contrast of the mean local map between given superclasses; None without any.
+        shape: of an image.
+    """
+    chance = 1 / len(report.classes)
+    clean, worst, pgd = report.accuracy("clean"), report.accuracy(), report.accuracy("pgd")
+    raised = report.raised
+    against = (
+        f"{'AutoAttack' if 'autoattack' in report.attacks else 'PGD-20'} at {report.norm} {255 * report.eps:.3g}/255"
+    )
+    if clean.interval[0] <= 1.5 * chance:
+        return Verdict("undecided", (
+            f"It classifies {clean.value:.1%} of {len(report)} images rightly, where chance gives {chance:.1%}.",
+            "Normalization, the order of channels or of classes, or images in 0..255 are the usual causes.",
+        ))  # fmt: skip
+    found = f"{worst.value:.1%} of {len(report)} images stay right under {against}; clean, {clean.value:.1%} are."
+    masked = f"Signs of gradient masking are up: {', '.join(raised)}."
+    if raised:
+        looks = pgd.value > SHARE * clean.value or worst.value > SHARE * clean.value
+        if looks or worst.interval[0] > chance:
+            return Verdict("only looks robust", (found, masked))
+    if worst.interval[1] < chance or worst.value < 0.1 * clean.value:
+        return Verdict("not robust", (found, *([masked] if raised else ["No sign of masking is up."])))
+    if "autoattack" in report.attacks:
+        word = "robust" if worst.interval[0] > chance else "undecided"
+        return Verdict(word, (found, "That holds for this radius, these images and these attacks."))
+    if worst.interval[0] <= chance:
+        return Verdict("undecided", (found, "That is not clearly more than chance; more images or AutoAttack decide."))
+    known = local is not None and len(report.classes) == 10 and max(shape[1:]) <= 32
+    if not known:
+        return Verdict("undecided", (found, "PGD alone does not decide; AutoAttack does (--attack)."))
+    assert local is not None
+    side = "above" if local > LOCAL_CONTRAST else "below"
+    seen = f"The contrast of its mean local map, {local:.2f}, is {side} {LOCAL_CONTRAST}."
+    if local > LOCAL_CONTRAST:
+        return Verdict("robust", (found, seen, "No sign of masking is up; AutoAttack would make it sure."))
+    return Verdict("undecided", (found, seen, "Networks robust under AutoAttack lay above it; run that (--attack)."))
