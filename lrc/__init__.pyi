@@ -16,6 +16,7 @@ from .evaluation import Report, accuracy, evaluate, logits
 from .experiments import studies, zoo
 from .experiments.claims import claim
 from .experiments.profiles import profile
+from .inspection import Inspection, compare, inspect
 from .linearization import affine_map, alignment, linear_map, linearize, local_map, mean_local_map
 from .training import objectives, train
 from .utils.errors import InputError
@@ -24,6 +25,7 @@ __version__: str
 
 __all__ = [
     "Images",
+    "Inspection",
     "InputError",
     "Report",
     "accuracy",
@@ -34,12 +36,14 @@ __all__ = [
     "claim",
     "class_correlation",
     "clustering",
+    "compare",
     "contrast",
     "cut",
     "data",
     "evaluate",
     "feature_distance",
     "hierarchy",
+    "inspect",
     "linear_map",
     "linearize",
     "local_map",

@@ -1,6 +1,6 @@
 """Which classes belong together by meaning: the groups that clusters of class rows are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -79,6 +79,26 @@ class Hierarchy:
                     f"a group of level {fine.name!r} is not within one of {coarse.name!r}: "
                     "give levels from fine to coarse, or say nested=False"
                 )
+
+    @classmethod
+    def of(
+        cls, groups: Mapping[str, Sequence[str]], classes: Sequence[str], *, source: str = "the user"
+    ) -> "Hierarchy":
+        """The hierarchy of one level that these groups make: names of classes by the name of their group.
+
+        Raises:
+            InputError: a class in no group, in two, or that there is not.
+
+        >>> Hierarchy.of({"animals": ["cat", "dog"], "vehicles": ["car"]}, ["car", "cat", "dog"]).groups()
+        [[1, 2], [0]]
+        """
+        names, members = tuple(groups), [m for group in groups.values() for m in group]
+        if unknown := [m for m in members if m not in classes]:
+            raise InputError(f"groups name {unknown[0]!r}, which is no class; the classes are {', '.join(classes)}")
+        if wrong := [c for c in classes if members.count(c) != 1]:
+            raise InputError(f"class {wrong[0]!r} is in {members.count(wrong[0])} groups: each class belongs to one")
+        of = tuple(next(g for g, name in enumerate(names) if c in groups[name]) for c in classes)
+        return cls(tuple(classes), (Level("groups", names, of),), source)
 
     def groups(self, level: int = 0) -> list[list[int]]:
         """Indices of the classes of each group, in the order of the names: a partition of all classes."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import lrc
-from lrc.experiments.recipe import EPS, number, read, recipes
+from lrc.experiments.recipe import number, read, recipes
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,48 +35,6 @@ Model = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
 Data = Annotated[str, typer.Option(help=f"Test images: {SOURCES}, or a folder; the recipe's by default.")]
-
-
-@app.command()
-def inspect(
-    model: Model,
-    weights: Weights = None,
-    data: Data = "",
-    count: Count = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
-) -> None:
-    """Is it robust, and do its classes cluster? Accuracy, contrast of C, permutation test, and the tree cut in two."""
-    from functools import partial
-
-    from rich.console import Console
-    from rich.table import Table
-    from torch import Generator
-
-    from lrc.attacks import pgd
-
-    network, test, source = _subject(model, weights, data, count)
-    if test.hierarchy is None:
-        raise InputError(f"{source} has no superclasses to compare with")
-    W, groups = lrc.linear_map(network, tuple(test.x.shape[1:])), test.hierarchy.groups()
-    if len(W) != len(test.classes):
-        raise InputError(f"{model} has {len(W)} classes, {source} has {len(test.classes)}: give its --data")
-    attack = partial(pgd, eps=EPS, steps=steps, step=2 / 255)
-    robust = lrc.accuracy(network, test, attack=attack, generator=Generator().manual_seed(0))
-
-    table = Table(title=f"{model} on {len(test)} test images of {source}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_row("clean accuracy", f"{lrc.accuracy(network, test):.1%}")
-    table.add_row(f"accuracy under PGD-{steps}, Linf 8/255", f"{robust:.1%}")
-    for kind, centre in (("raw", False), ("centred", True)):
-        C = lrc.class_correlation(W, centre=centre)
-        result = lrc.permutation_test(C, groups)
-        table.add_row(f"contrast, {kind}", f"{result.statistic:.3f}")
-        table.add_row(f"  rank of the true superclasses, {kind}", f"{result.rank} of {result.n_splits}")
-        table.add_row(f"  p value, {kind}", f"{result.p_value:.4f}")
-        found = lrc.cut(lrc.tree(C), len(groups))
-        table.add_row(f"  adjusted Rand index of the tree, {kind}", f"{lrc.agreement(found, groups):.2f}")
-    Console().print(table)
 
 
 @app.command()

@@ -4,7 +4,19 @@
 """
 
 from lrc.inspection.networks import Logits, Subject, load
-from lrc.inspection.report import Clusters, Inspection, class_means, inspect
+from lrc.inspection.report import Clusters, Comparison, Inspection, class_means, compare, inspect
 from lrc.inspection.verdict import Verdict, verdict
 
-__all__ = ["Clusters", "Inspection", "Logits", "Subject", "Verdict", "class_means", "inspect", "load", "verdict"]
+__all__ = [
+    "Clusters",
+    "Comparison",
+    "Inspection",
+    "Logits",
+    "Subject",
+    "Verdict",
+    "class_means",
+    "compare",
+    "inspect",
+    "load",
+    "verdict",
+]

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -275,9 +276,9 @@ def _attribute(module: str, name: str) -> Callable[..., Any]:
 def _from_file(path: Path) -> nn.Module:
     """A TorchScript or `torch.export` file."""
     try:
-        if path.suffix == ".pt2":
-            return torch.export.load(path).module()
-        return torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old; files of it are still about
+            return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
     except Exception as error:
         mend = "give the architecture first and this file as --weights" if path.suffix != ".py" else "add :FUNCTION"
         raise InputError(f"{path} is neither a TorchScript nor a torch.export file: {mend}") from error

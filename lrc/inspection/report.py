@@ -20,7 +20,7 @@ from lrc.utils.errors import InputError
 if TYPE_CHECKING:
     from lrc.hierarchy import Hierarchy
 
-__all__ = ["Clusters", "Inspection", "class_means", "inspect"]
+__all__ = ["Clusters", "Comparison", "Inspection", "class_means", "compare", "inspect"]
 
 PGD = "pgd"
 
@@ -195,6 +195,35 @@ def inspect(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Inspections side by side; in a notebook it shows itself as a table."""
+
+    inspections: tuple[Inspection, ...]
+
+    def to_html(self) -> str:
+        """One self-contained page: the table, then each inspection."""
+        from lrc.inspection.page import page
+
+        return page(self.inspections)
+
+    def _repr_html_(self) -> str:
+        from lrc.inspection.page import comparison
+
+        return comparison(self.inspections)
+
+
+def compare(*inspections: Inspection) -> Comparison:
+    """Several networks side by side.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    if len(inspections) < 2:
+        raise InputError(f"a comparison needs two inspections or more, not {len(inspections)}")
+    return Comparison(inspections)
+
+
 def class_means(data: Images) -> Float[Tensor, "classes channels height width"]:
     """The mean image of each class, in [0, 1]; 0 for a class without images."""
     total = torch.zeros(len(data.classes), *data.x.shape[1:], dtype=torch.float64)
@@ -208,7 +237,7 @@ def class_means(data: Images) -> Float[Tensor, "classes channels height width"]:
 def _groups(hierarchy: "Hierarchy | None") -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     if hierarchy is None:
         return (), ()
-    return hierarchy.levels[-1].names, tuple(map(tuple, hierarchy.groups()))
+    return hierarchy.levels[0].names, tuple(map(tuple, hierarchy.groups()))
 
 
 def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> Tensor | None:
