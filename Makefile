@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks coverage wheel format store check zoo runs studies architectures constraints clean
+.PHONY: help book html test lint types units notebooks coverage wheel format store check zoo runs studies reference architectures constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -74,6 +74,9 @@ runs: $(READY)  ## train ResNet-18 by the paper's recipe and record it (hours on
 
 studies: $(READY)  ## train, measure and record what is missing of the tables of chapters 9 and 10 (hours on a CPU)
 	$(BIN)/lrc study subpopulations boosting
+
+reference: $(READY)  ## measure the shipped networks that `lrc inspect` shows a network among (minutes on a CPU)
+	$(BIN)/python tools/reference.py
 
 architectures: $(READY)  ## linearize every classification network of torchvision, and write what came out into the book
 	$(BIN)/python tools/architectures.py
