@@ -144,7 +144,8 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
-        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 16))\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),"
+        " nn.Flatten(), nn.Linear(4, 16))\n"
     )
     files = ["--html", "r.html", "--json", "r.json", "--csv", "C.csv", "--npz", "W.npz"]
     words = ["inspect", "mine.py:net", "--data", "shapes", "--images", "32", "--groups", "none"]
