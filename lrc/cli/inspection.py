@@ -161,7 +161,7 @@ def _print(found: "Inspection") -> None:
 
 
 def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv: Path | None, npz: Path | None) -> None:
-    """The files that were asked for; tables and arrays are those of the last network."""
+    """The files that were asked for; the table is C of W, or of the first map that the last network has."""
     import numpy as np
 
     from lrc.inspection.page import page
@@ -173,7 +173,7 @@ def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv:
     if json is not None:
         write_text(json, last.to_json() if len(found) == 1 else f"[{', '.join(f.to_json() for f in found)}]")
     if csv is not None:
-        C = (last.W or last.local).C.tolist()
+        C = next(iter(last.maps.values())).C.tolist()
         lines = [["", *last.classes], *([c, *map(str, row)] for c, row in zip(last.classes, C, strict=True))]
         write_text(csv, "".join(",".join(line) + "\n" for line in lines))
     if npz is not None:

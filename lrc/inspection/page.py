@@ -168,13 +168,10 @@ def _maps(i: "Inspection") -> str:
             if test is None
             else f"{test.p_value:.2g}" + (" (the least there is)" if test.rank == 1 and test.exact else "")
         )
-        likeness = "-" if found is i.means else _number(i.likeness(found))
-        rows.append([name, _number(found.contrast), rank, p, likeness])
+        rows.append([name, _number(found.contrast), rank, p, _number(i.likeness(found))])
     head = ["map", "contrast", "rank of the groups", "p", "likeness to the mean images"]
     kind = f"Groups: {'; '.join(i.group_names)}." if i.groups else "No groups were given, so there is no contrast."
-    explored = (
-        " They were found in the network's own tree: explored, not tested." if i.groups and i.local.test is None else ""
-    )
+    explored = " They were found in the network's own tree: explored, not tested." if i.groups and i.explored else ""
     why = (
         "Contrast: mean correlation of rows within groups less that between them, rows centred. The mean images of the "
         "classes cluster with no network at all; likeness is the correlation of the entries of both matrices."
@@ -284,7 +281,7 @@ def _plane(i: "Inspection") -> str:
         return ""
     attack = "autoattack" if "autoattack" in i.report.attacks else i.report.attacks[0]
     own = i.report.accuracy(attack).value
-    far = len(i.classes) != 10 or max(i.means.rows.shape[2:]) > 32
+    far = len(i.classes) != 10 or i.shape[-1] > 32
     figures = "".join(
         f"<figure>{_scatter(known, key, None if found is None else found.contrast, own)}"
         f"<figcaption>contrast of {what} (across), accuracy under AutoAttack (up)</figcaption></figure>"

@@ -1,7 +1,6 @@
 """What can be said of a network by looking: how robust it is, whether that is masking, how its classes cluster."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,9 +52,11 @@ class Inspection:
         report: accuracies under attack and signs of masking.
         groups, group_names: superclasses as indices of classes, and their names; empty without any.
         W: the linear sub-network; None where the network cannot be linearized.
-        local: the mean Jacobian of the whole network over some images.
+        local: the mean Jacobian of the whole network over some images; None where it is zero, as rounding makes it.
         means: the mean images of the classes, no network involved: the baseline.
         images: number of images that `local` is the mean over.
+        shape: of an image.
+        explored: the groups were found in the network's own tree, so that no test of them means anything.
         notes: what was done to the network that nobody asked for, and what could not be had, a sentence each.
         verdict: see `lrc.inspection.verdict`.
     """
@@ -66,9 +67,11 @@ class Inspection:
     groups: tuple[tuple[int, ...], ...]
     group_names: tuple[str, ...]
     W: Clusters | None
-    local: Clusters
-    means: Clusters
+    local: Clusters | None
+    means: Clusters | None
     images: int
+    shape: tuple[int, ...]
+    explored: bool
     notes: tuple[str, ...]
     verdict: Verdict
 
@@ -82,12 +85,14 @@ class Inspection:
 
     @property
     def maps(self) -> dict[str, Clusters]:
-        """The maps by what they are called, W first."""
-        linear = {"linear sub-network W": self.W} if self.W is not None else {}
-        return {**linear, "mean local map": self.local, "mean images (no network)": self.means}
+        """The maps that there are by what they are called, W first."""
+        every = {"linear sub-network W": self.W, "mean local map": self.local, "mean images (no network)": self.means}
+        return {name: found for name, found in every.items() if found is not None}
 
-    def likeness(self, of: Clusters) -> float:
+    def likeness(self, of: Clusters) -> float | None:
         """Correlation of the entries of C, off the diagonal, with those of C of the mean images; in [-1, 1]."""
+        if self.means is None or of is self.means or len(of.C) < 3:
+            return None
         above = torch.triu_indices(len(of.C), len(of.C), 1).unbind()
         return float(torch.corrcoef(torch.stack([of.C[above], self.means.C[above]]).double())[0, 1])
 
@@ -99,7 +104,7 @@ class Inspection:
                 "rank": found.test and found.test.rank,
                 "n_splits": found.test and found.test.n_splits,
                 "p_value": found.test and found.test.p_value,
-                "likeness": None if found is self.means else self.likeness(found),
+                "likeness": self.likeness(found),
                 "found": [[self.classes[k] for k in cluster] for cluster in found.found],
             }
             for name, found in self.maps.items()
@@ -180,19 +185,30 @@ def inspect(
     x = some.float().to(next((p.device for p in model.parameters()), torch.device("cpu")))
     J = mean_local_map(model, x, batch_size=min(50, max(1, 500 // len(data.classes)))).cpu()
     names, members = _groups(data.hierarchy if groups == "data" else None)
-    if groups == "found":
+    said = list(notes)
+    if groups == "found" and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
         names = tuple(f"cluster {i + 1}" for i in range(len(members)))
-    tested = groups == "data"
-    said = list(notes)
-    W = _linear(model, tuple(data.x.shape[1:]), said)
-    maps = [None if rows is None else _clusters(rows, members, tested) for rows in (W, J, class_means(data))]
-    linear, jacobian, means = maps
-    assert jacobian is not None and means is not None
+    shape = tuple(data.x.shape[1:])
+    W = _linear(model, shape, said)
+    maps = {"linear sub-network": W, "mean local map": J, "mean images": class_means(data)}
+    said += [
+        f"the {key} has classes without a row of their own" for key, m in maps.items() if not _directed(m, none=True)
+    ]
+    linear, jacobian, means = (_clusters(rows, members, tested=groups == "data") for rows in maps.values())
+    given = jacobian.contrast if jacobian is not None and groups == "data" else None
     return Inspection(
-        name, source, report, members, names, linear, jacobian, means, len(some), tuple(said),
-        verdict(report, jacobian.contrast if tested else None, shape=tuple(data.x.shape[1:])),
+        name, source, report, members, names, linear, jacobian, means, len(some), shape, groups == "found",
+        tuple(said), verdict(report, given, shape=shape),
     )  # fmt: skip
+
+
+def _directed(rows: Tensor | None, *, none: bool = False) -> bool:
+    """Whether each row differs from their mean, so that there is a C; `none` where there are no rows."""
+    if rows is None:
+        return none
+    centred = (rows - rows.mean(0)).flatten(1)
+    return bool(centred.isfinite().all() and (centred.abs().amax(1) > 0).all())
 
 
 @dataclass(frozen=True)
@@ -249,16 +265,16 @@ def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> Tenso
         return None
 
 
-def _clusters(rows: Tensor, groups: tuple[tuple[int, ...], ...], tested: bool) -> Clusters:
-    C = class_correlation(rows, centre=True)
-    enough = tested and len(groups) > 1 and any(len(g) > 1 for g in groups)
-    members = [list(group) for group in groups]
-    value = contrast(C, members) if len(groups) > 1 else None
+def _clusters(rows: Tensor | None, groups: tuple[tuple[int, ...], ...], *, tested: bool) -> Clusters | None:
+    if rows is None or not _directed(rows):
+        return None
+    C, members = class_correlation(rows, centre=True), [list(group) for group in groups]
+    compared = len(groups) > 1 and any(len(group) > 1 for group in groups)
     found = cut(tree(C), min(max(len(groups), 2), len(C)))
     return Clusters(
         rows,
         C,
-        None if value is None or math.isnan(value) else float(value),
-        permutation_test(C, members) if enough else None,
+        float(contrast(C, members)) if compared else None,
+        permutation_test(C, members) if compared and tested else None,
         tuple(map(tuple, found)),
     )

@@ -63,6 +63,7 @@ def test_the_verdict_is_right_or_undecided_on_networks_of_known_robustness(data,
     found = inspect(network, data, masking=60, local=40)
     assert found.verdict.word in right, found.verdict
     assert found.report.accuracy("clean").value == 1
+    assert (found.local is None) == network.rounded and "How its classes cluster" in found.to_html()
 
 
 def test_autoattack_makes_it_sure(data):
@@ -81,7 +82,7 @@ def test_means_and_maps_are_what_they_are_called(data):
     expected = torch.stack([data.x[data.y == k].double().mean(0) / 255 for k in range(4)]).float()
     assert torch.allclose(class_means(data), expected, atol=1e-6)
     assert found.W is not None and torch.allclose(found.W.rows, network.patterns.detach(), atol=1e-6)
-    assert torch.allclose(found.local.rows, network.patterns.detach(), atol=1e-6)
+    assert found.local is not None and torch.allclose(found.local.rows, network.patterns.detach(), atol=1e-6)
     assert found.group_names == ("warm", "cold") and found.groups == ((0, 1), (2, 3))
     assert found.W.contrast == pytest.approx(lrc.contrast(found.W.C, [[0, 1], [2, 3]]))
 
@@ -89,7 +90,7 @@ def test_means_and_maps_are_what_they_are_called(data):
 @pytest.mark.parametrize("groups, names", [("found", ("cluster 1", "cluster 2")), ("none", ())])
 def test_without_groups_nothing_is_tested(data, groups, names):
     found = inspect(Matched(cues()[0], scale=0.1), data, groups=groups, masking=0, local=10)
-    assert found.group_names == names and found.local.test is None
+    assert found.group_names == names and found.local is not None and found.local.test is None
 
 
 def test_a_network_that_cannot_be_linearized_is_inspected_all_the_same(data):
