@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import lrc
-from lrc.experiments.recipe import number, read, recipes
+from lrc.experiments.recipe import number, recipes
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from lrc.inspection import Subject
 
 SOURCES = "cifar10, cifar20, cifar100, shapes, stl10, stl10-as-cifar10, entity13, entity30, living17, nonliving26"
 
@@ -26,13 +26,13 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="The trained networks: list, show, remake.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A network of the zoo, a folder that `lrc train` wrote, or MODULE:FUNCTION to build one's own."
-    ),
-]
-Weights = Annotated[Path | None, typer.Option(help="safetensors file with the weights of one's own network.")]
+NETWORK = (
+    "A network of the zoo, a folder of lrc train, torchvision:NAME, timm:NAME, transformers:FOLDER, FILE.py:FUNCTION, "
+    "MODULE:FUNCTION, or a TorchScript or torch.export file."
+)
+WEIGHTS = "File of weights: safetensors, or what torch.save wrote; no code in it is run."
+Model = Annotated[str, typer.Argument(help=NETWORK)]
+Weights = Annotated[Path | None, typer.Option(help=WEIGHTS)]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
 Data = Annotated[str, typer.Option(help=f"Test images: {SOURCES}, or a folder; the recipe's by default.")]
 
@@ -64,11 +64,16 @@ def evaluate(
         raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
     if json is not None and json.is_dir():
         raise InputError(f"{json} cannot be written: it is a folder, name a file in it")
-    network, test, _ = _subject(model, weights, data, count)
+    from lrc.utils.devices import device
+
+    found, test, _ = subject(model, weights, data, count)
+    for note in found.notes:
+        print(f"lrc: {note}", file=sys.stderr)
+    other = subject(surrogate, None, data, count)[0].model.to(device()) if surrogate else None
     report = lrc.evaluate(
-        network, test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm, batch_size=batch_size,
-        generator=Generator().manual_seed(seed), out=out, masking=masking,
-        surrogate=_network(surrogate, None)[0] if surrogate else None, progress=sys.stdout.isatty(),
+        found.model.to(device()), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
+        batch_size=batch_size, generator=Generator().manual_seed(seed), out=out, masking=masking,
+        surrogate=other, progress=sys.stdout.isatty(),
     )  # fmt: skip
     Console().print(report)
     if json is not None:
@@ -137,68 +142,28 @@ def make(
         print(f"{name}: clean {figures['clean']:.1%}, PGD-20 {figures['pgd20']:.1%} on {figures['images']} test images")
 
 
-def _subject(model: str, weights: Path | None, data: str, count: int) -> "tuple[nn.Module, lrc.Images, str]":
-    """The network that the user named, some test images for it, and the name of their data set."""
-    network, options = _network(model, weights)
-    if data == "stl10" and options.get("name", data) != data:
+def subject(
+    model: str, weights: Path | None, data: str, count: int, *, size: int = 0, **options: Any
+) -> "tuple[Subject, lrc.Images, str]":
+    """The network that the user named, some test images for it, and the name of their data set.
+
+    Args:
+        model, weights, options: as in `lrc.inspection.load`.
+        data: name of a data set or a folder; by default that of the recipe, else CIFAR-10.
+        count: of images, at most.
+        size: side of the images in a folder, in pixels; 0 for the default.
+    """
+    from lrc.inspection import data_of, load
+
+    known = data_of(model)
+    if data == "stl10" and known.get("name", data) != data:
         raise InputError(f"{model} knows other classes than stl10, or in another order: --data stl10-as-cifar10")
-    if data:
-        options = {"name": data}
-    source = str(options.pop("name", "cifar10"))
-    test = lrc.data.named(source, "test", **options)
-    return network, test.subset(min(count, len(test))), source
-
-
-def _network(model: str, weights: Path | None) -> "tuple[nn.Module, dict[str, Any]]":
-    """The network that the user named, in eval mode; name and options of the data set it was trained on, if known."""
-    from lrc.experiments import zoo
-    from lrc.utils.devices import device
-
-    if ":" in model and not Path(model).is_dir():
-        return _own(model, weights).to(device()).eval(), {}
-    if weights is not None:
-        raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
-    if model in zoo.names():
-        network, section = zoo.obtain(model, progress=True), zoo.recipe(model).written()["data"]
-    elif Path(model).is_dir():
-        network, section = _trained(Path(model))
-    else:
-        others = "or give a folder that lrc train wrote, or MODULE:FUNCTION"
-        raise InputError(f"the zoo has no {model!r}; there are {', '.join(zoo.names())}; {others}")
-    return network, {k: v for k, v in section.items() if k not in ("validation", "limit")}
-
-
-def _trained(folder: Path) -> "tuple[nn.Module, dict[str, Any]]":
-    """The network in a folder that `lrc train` wrote, and the section of its data."""
-    from lrc.experiments import fitting, store
-    from lrc.utils.devices import device
-
-    made = read(store.settings(folder), where=str(folder))
-    return fitting.restore(made, folder / store.WEIGHTS_FILE).to(device()), made.written()["data"]
-
-
-def _own(model: str, weights: Path | None) -> "nn.Module":
-    """What the user's function builds, with weights from their file, if any."""
-    import importlib
-
-    from torch import nn
-
-    from lrc.experiments import store
-
-    module, _, function = model.partition(":")
-    if not module or not function:
-        raise InputError(f"{model!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
-    sys.path.insert(0, str(Path.cwd()))  # a module beside the user
-    try:
-        network: Any = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # the user's own code: anything
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot build {model}: {type(error).__name__}: {reason}") from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{model} gave a {type(network).__name__}, not a torch.nn.Module")
-    if weights is not None:
-        store.fill(network, weights)
-    return network
+    section: dict[str, Any] = {"name": data} if data else dict(known) or {"name": "cifar10"}
+    source = str(section.pop("name"))
+    section |= {"size": size} if size else {}
+    test = lrc.data.named(source, "test", **section)
+    found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), **options)
+    return found, test.subset(min(count, len(test))), source
 
 
 def main() -> None:

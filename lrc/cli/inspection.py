@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrc.cli.commands import NETWORK, WEIGHTS, subject
 from lrc.experiments.recipe import number
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
     from lrc.data import Images
-    from lrc.inspection import Inspection, Subject
+    from lrc.inspection import Inspection
 
-NETWORK = (
-    "A network of the zoo, a folder of lrc train, torchvision:NAME, timm:NAME, transformers:FOLDER, FILE.py:FUNCTION, "
-    "MODULE:FUNCTION, or a TorchScript or torch.export file."
-)
 DATA = "Test images: a data set (lrc data), or a folder with a folder a class; the recipe's by default."
 
 
 def inspect(
     networks: Annotated[list[str], typer.Argument(help=NETWORK)],
-    weights: Annotated[
-        Path | None, typer.Option(help="File of weights: safetensors, or what torch.save wrote; no code is run.")
-    ] = None,
+    weights: Annotated[Path | None, typer.Option(help=WEIGHTS)] = None,
     arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the function; repeat it for more.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Let the library download its weights.")] = False,
     mean: Annotated[str, typer.Option(help="Of each channel, to normalize with: 0.49,0.48,0.45.")] = "",
@@ -62,40 +57,20 @@ def inspect(
         raise InputError("--weights goes with one network: give the others as folders or files")
     found: list[Inspection] = []
     for name in networks:
-        test, source, subject = _subject(name, weights, arg, pretrained, mean, std, data, size, images)
+        network, test, source = subject(
+            name, weights, data, images, size=size, arguments=_arguments(arg or []), pretrained=pretrained,
+            mean=_numbers("--mean", mean), std=_numbers("--std", std),
+        )  # fmt: skip
         test, kind = _grouped(test, groups)
-        model = subject.model.to(device())
+        model = network.model.to(device())
         seeded = Generator().manual_seed(seed)
         seen = look(
             model, test, name=name, source=source, groups=kind, eps=number(eps), attack=attack,
-            notes=subject.notes, generator=seeded, progress=sys.stderr.isatty(),
+            notes=network.notes, generator=seeded, progress=sys.stderr.isatty(),
         )  # fmt: skip
         found.append(seen)
         _print(found[-1])
     _write(found, html, json, csv, npz)
-
-
-def _subject(
-    name: str, weights: Path | None, arg: list[str] | None, pretrained: bool, mean: str, std: str, data: str, size: int,
-    images: int,
-) -> "tuple[Images, str, Subject]":  # fmt: skip
-    """Test images, what they are called, and the network, made for images of their shape."""
-    import lrc
-    from lrc.inspection import load
-
-    options: dict[str, Any] = dict(
-        weights=weights, arguments=_arguments(arg or []), pretrained=pretrained, mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-    )  # fmt: skip
-    named: dict[str, Any] = {"size": size} if size else {}
-    subject = None if data else load(name, **options)
-    section = dict(subject.data) if subject is not None and subject.data else {"name": data or "cifar10"}
-    source = str(section.pop("name"))
-    test = lrc.data.named(source, "test", **section, **named)
-    test = test.subset(min(images, len(test)))
-    if subject is None or not subject.data:
-        subject = load(name, shape=tuple(test.x.shape[1:]), **options)
-    return test, source, subject
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `load` makes a network of a file or a name, `inspect` looks at it, and the result shows itself as a page.
 """
 
-from lrc.inspection.networks import Logits, Subject, load
+from lrc.inspection.networks import Logits, Subject, data_of, load
 from lrc.inspection.report import Clusters, Comparison, Inspection, class_means, compare, inspect
 from lrc.inspection.verdict import Verdict, verdict
 
@@ -16,6 +16,7 @@ __all__ = [
     "Verdict",
     "class_means",
     "compare",
+    "data_of",
     "inspect",
     "load",
     "verdict",

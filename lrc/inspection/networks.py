@@ -20,7 +20,7 @@ from lrc.inspection.weights import fit, read_weights
 from lrc.models import Normalize
 from lrc.utils.errors import InputError
 
-__all__ = ["Logits", "Subject", "load"]
+__all__ = ["Logits", "Subject", "data_of", "load"]
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 CONTAINERS = ("_orig_mod", "module")  # of torch.compile and DataParallel
@@ -87,6 +87,8 @@ def load(
             weights, outputs that are no logits, or a network that does not take images of that shape.
     """
     built = _architecture(spec, dict(arguments or {}), pretrained=pretrained)
+    if weights is not None and built.scaled:
+        raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
     notes: list[str] = []
     model = built.make(classes)
     if weights is not None:
@@ -123,35 +125,64 @@ def _architecture(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> 
         return _Built(lambda _: _from_file(path), loaded=True)
     if colon and module in LIBRARIES:
         return _library(module, name, arguments, pretrained=pretrained)
-    if colon and name:
+    if colon and not (module and name):
+        raise InputError(f"{spec!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
+    if colon:
         return _Built(_own(module, name, arguments))
     return _of_the_zoo(spec)
 
 
+def data_of(spec: str) -> dict[str, Any]:
+    """Name and options of the data set that a network of the zoo or of `lrc train` was trained on, else nothing.
+
+    Raises:
+        InputError: a folder that holds neither a network of `lrc train` nor one of transformers.
+    """
+    from lrc.experiments import store
+    from lrc.experiments.recipe import read, recipes
+
+    if Path(spec).is_dir() and not _of_transformers(Path(spec)):
+        made = read(store.settings(Path(spec)), where=spec)
+    elif spec in recipes():
+        made = recipes()[spec]
+    else:
+        return {}
+    return {k: v for k, v in made.written()["data"].items() if k not in ("validation", "limit")}
+
+
 def _of_the_zoo(name: str) -> _Built:
-    from lrc.experiments import zoo
+    from lrc.experiments import store, zoo
 
     if name not in zoo.names():
         near = get_close_matches(name, zoo.names(), n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else "lrc zoo list has them all"
-        raise InputError(f"the zoo has no {name!r}; {hint}; or give a folder of lrc train, or MODULE:FUNCTION")
-    section = {k: v for k, v in zoo.recipe(name)["data"].items() if k not in ("validation", "limit")}
-    return _Built(lambda _: zoo.load(name), data=section, loaded=True, scaled=True)
+        raise InputError(f"the zoo has no {name!r}; {hint}; or give a folder that lrc train wrote, or MODULE:FUNCTION")
+    if not store.there(zoo.recipe(name)) and zoo.recipe(name).data.name != "shapes":
+        raise InputError(f"{name} is not shipped, and training it takes hours: lrc zoo make {name} does that")
+    return _Built(lambda _: zoo.obtain(name, progress=True).cpu(), data=data_of(name), loaded=True, scaled=True)
+
+
+def _of_transformers(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _trained(folder: Path) -> _Built:
     """A network in a folder that `lrc train` wrote, or one of transformers."""
-    config = folder / "config.json"
-    try:
-        entries = json.loads(config.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config} cannot be read ({error}): give a folder that lrc train wrote") from error
-    if "model_type" in entries:
+    if _of_transformers(folder):
         return _library("transformers", str(folder), {}, pretrained=False)
-    from lrc.experiments import store
+    from lrc.experiments import fitting, store
+    from lrc.experiments.recipe import read
 
-    network, section = store.load_folder(folder)
-    return _Built(lambda _: network, data=section, loaded=True, scaled=True)
+    made = read(store.settings(folder), where=str(folder))
+    return _Built(
+        lambda _: fitting.restore(made, folder / store.WEIGHTS_FILE),
+        data=data_of(str(folder)),
+        loaded=True,
+        scaled=True,
+    )
 
 
 def _library(library: str, name: str, arguments: dict[str, Any], *, pretrained: bool) -> _Built:

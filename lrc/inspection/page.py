@@ -132,7 +132,7 @@ def _accuracies(i: "Inspection") -> str:
 
 def _classes(i: "Inspection") -> str:
     names = [name for name in i.report.names if name != "worst case" or len(i.report.attacks) > 1]
-    by = {name: list(i.report.by_class(name).values()) for name in names}
+    by = {name: list(i.report.by_class(name)) for name in names}
     rows = [
         [c, *(f"{by[name][k].value:.0%} of {by[name][k].count}" for name in names)] for k, c in enumerate(i.classes)
     ]
