@@ -67,8 +67,6 @@ def evaluate(
     from lrc.utils.devices import device
 
     found, test, _ = subject(model, weights, data, count)
-    for note in found.notes:
-        print(f"lrc: {note}", file=sys.stderr)
     other = subject(surrogate, None, data, count)[0].model.to(device()) if surrogate else None
     report = lrc.evaluate(
         found.model.to(device()), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
@@ -76,6 +74,8 @@ def evaluate(
         surrogate=other, progress=sys.stdout.isatty(),
     )  # fmt: skip
     Console().print(report)
+    for note in found.notes:
+        print(f"lrc: {note}", file=sys.stderr)
     if json is not None:
         write_text(json, report.to_json())
 
@@ -163,6 +163,8 @@ def subject(
     section |= {"size": size} if size else {}
     test = lrc.data.named(source, "test", **section)
     found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), **options)
+    if (classes := len(found.model(test.x[:1].float() / 255)[0])) != len(test.classes):
+        raise InputError(f"{model} has {classes} classes, {source} has {len(test.classes)}: give its --data")
     return found, test.subset(min(count, len(test))), source
 
 

@@ -300,7 +300,8 @@ def _attribute(module: str, name: str) -> Callable[..., Any]:
         found = importlib.import_module(module)
     if not hasattr(found, name):
         near = get_close_matches(name, [n for n in vars(found) if not n.startswith("_")], n=3)
-        raise InputError(f"{module} has no {name!r}" + (f"; the nearest: {', '.join(near)}" if near else ""))
+        hint = f"; the nearest: {', '.join(near)}" if near else ""
+        raise InputError(f"cannot build {module}:{name}: there is no {name!r}{hint}")
     return getattr(found, name)
 
 

@@ -124,7 +124,7 @@ def test_a_network_of_the_zoo_is_tested_on_its_own_data(folder, monkeypatch):
         (("mine:build", "--data", "shapes", "--surrogate", "resnet"), "the zoo has no 'resnet'"),
         (("run", "--weights", "run/weights.safetensors"), "--weights goes with one's own network"),
         (("empty",), "empty/config.json is damaged or cannot be read (No such file"),
-        (("strange",), "strange is no recipe, it has no section 'data'"),
+        (("strange",), "is no recipe, it has no section 'data'"),
         (("other",), "other/weights.safetensors holds the weights of another network: "),
         (("odd",), "no network is called 'resnet9'"),
     ],

@@ -196,8 +196,8 @@ def test_torchvision_takes_its_number_of_classes_from_the_weights(folder):
 
 def test_a_folder_of_configuration_that_is_none(folder):
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match="lrc train"):
+    with pytest.raises(InputError, match="config.json"):
         load("empty")
     (folder / "empty" / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(InputError, match="lrc train"):
+    with pytest.raises(InputError, match="empty"):
         load("empty")
