@@ -126,6 +126,7 @@ def autoattack(
     check_network(model)
     check(x, y, eps, norm)
     batch_size = min(check_whole("batch_size", batch_size, 1), max(len(x), 1))
+    x = x.detach()
     check_generator(generator)
     parts = {"clean": as_it_is} | cascade(version, norm)
     if version == "standard" and x.dim() != 4:

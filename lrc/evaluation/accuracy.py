@@ -12,7 +12,7 @@ from lrc.clustering.contrasts import Groups, labels_of
 from lrc.data import Images, batches
 from lrc.utils.checks import check_generator, check_labels, check_logits, check_network, check_whole, explained
 from lrc.utils.errors import InputError
-from lrc.utils.networks import untouched
+from lrc.utils.networks import check_independent, untouched
 
 __all__ = ["Split", "accuracy", "confusions", "logits", "per_superclass", "predictions"]
 
@@ -41,7 +41,8 @@ def logits(
         float32, on the device of the model.
 
     Raises:
-        InputError: no images, or a network that does not give logits (n, classes).
+        InputError: no images, or a network that does not give logits (n, classes), or whose answer to an image
+            depends on the others in its batch.
     """
     check_data(model, images, batch_size=batch_size, generator=generator)
     device, out = device_of(model, images), []
@@ -52,6 +53,8 @@ def logits(
                 x = called(attack, model, x, y, {"generator": generator})
             with torch.no_grad(), explained(model, x):
                 out.append(check_logits(model(x), len(x)).float())
+            if len(out) == 1:
+                check_independent(model, x)
     return torch.cat(out)
 
 

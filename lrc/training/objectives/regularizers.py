@@ -91,8 +91,9 @@ def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> F
     Raises:
         InputError: as `lrc.linearize`.
     """
-    linear = linearize(model, input_shape=inputs.x.shape[1:], verify=False)
-    with differentiated(linear, torch.zeros_like(inputs.x[:1]), learning=True) as (_, chunks):
+    black = torch.zeros_like(inputs.x[:1])
+    linear = linearize(model, input_shape=black.shape[1:], verify=False)
+    with differentiated(linear, black, learning=True) as (_, chunks):
         W = torch.cat([rows[:, 0].flatten(1) for rows in chunks])
         rows = F.normalize(W - W.mean(0), dim=1)
         return clustering_term(rows.T, groups, reduction="mean") * len(rows.T)
