@@ -125,7 +125,7 @@ def test_layers_in_lists_are_in_eval_mode_too():
 def test_a_lazy_layer_is_refused_before_it_makes_its_weights():
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     for call in (CALLS["pgd"], CALLS["local_map"], CALLS["accuracy"]):
-        with pytest.raises(lrc.InputError, match="LazyLinear has no weights yet"):
+        with pytest.raises(lrc.InputError, match="has lazy layers|LazyLinear has no weights yet"):
             call(model)
     assert isinstance(model[1], nn.LazyLinear) and model[1].has_uninitialized_params()
 
