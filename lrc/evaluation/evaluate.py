@@ -86,6 +86,9 @@ def evaluate(
     (True, 20)
     """
     check_data(model, data, batch_size=batch_size, generator=generator)
+    model = (
+        nn.Sequential(model) if isinstance(model, torch.jit.ScriptModule) else model
+    )  # which take no hook to count by
     first = data.float([0])
     check_radius(eps, norm, first)  # what is wrong is named before anything runs
     chosen = choose(attacks, eps=eps, norm=norm)

@@ -133,3 +133,11 @@ def test_the_model_is_left_as_it_was(images):
     model = Brightest().train()
     accuracy(model, images)
     assert model.training and model.scale.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_network_is_evaluated_as_the_one_it_was_made_of(images):
+    plain = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    found = [evaluate(net, images, attacks="fgsm", masking=False) for net in (plain, torch.jit.script(plain))]
+    assert found[0].results["fgsm"].predictions == found[1].results["fgsm"].predictions
+    assert found[0].results["fgsm"].cost.forward == found[1].results["fgsm"].cost.forward > 0
