@@ -435,3 +435,17 @@ def test_clusters_adds_what_the_network_gets_right():
     assert found["clean"] == pytest.approx((model(some.float()).argmax(1) == some.y).float().mean())
     assert found["images"] == 30 and found["pgd20"] <= found["clean"]
     assert found.keys() > measures.maps(model, wanted, images=4).keys()
+
+
+def test_groupings_are_by_superclass_and_across():
+    wanted, model = trained("shapes-resnet8-standard")
+    found = measures.groupings(model, wanted, images=64)
+    some = zoo.split_images(wanted)[0].subset(64)
+    means = torch.stack([some.float()[some.y == k].mean(0) for k in range(16)])
+    for of, rows in {"": linear_map(model), "means_": means}.items():
+        C = class_correlation(rows, centre=True)
+        for name, of_class in {"superclass": lambda k: k // 4, "kind": lambda k: k % 4}.items():
+            within = [C[i, j] for i in range(16) for j in range(i) if of_class(i) == of_class(j)]
+            between = [C[i, j] for i in range(16) for j in range(i) if of_class(i) != of_class(j)]
+            expected = sum(within) / len(within) - sum(between) / len(between)
+            assert found[f"{of}by_{name}"] == pytest.approx(float(expected), abs=1e-4)

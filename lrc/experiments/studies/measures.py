@@ -19,7 +19,17 @@ from lrc.linearization import linear_map, mean_local_map
 from lrc.training.heads import with_new_head
 from lrc.utils.errors import InputError
 
-__all__ = ["MEASURES", "alike", "boosting", "clusters", "colour_energy", "maps", "matrices", "subpopulations"]
+__all__ = [
+    "MEASURES",
+    "alike",
+    "boosting",
+    "clusters",
+    "colour_energy",
+    "groupings",
+    "maps",
+    "matrices",
+    "subpopulations",
+]
 
 Figures = dict[str, Any]
 
@@ -154,6 +164,23 @@ def clusters(model: nn.Module, recipe: Recipe, *, images: int = 1000, out: Path 
     return {key: measured[key] for key in ("images", "clean", "pgd20")} | maps(model, recipe)
 
 
+def groupings(model: nn.Module, recipe: Recipe, *, images: int = 1600, out: Path | None = None) -> Figures:
+    """Whether classes of the drawings cluster by superclass, or by kind: the first of each superclass, the second, ...
+
+    Args:
+        images: of the training, that the class means are taken of, at most.
+        out: unused, as all this takes seconds.
+
+    Returns:
+        The centred contrast of W `by_superclass` and `by_kind`, and that of the class means, `means_by_...`.
+    """
+    some = zoo.split_images(recipe)[0]
+    means = class_means(some.subset(min(images, len(some))))
+    by = {"superclass": (groups := _groups(recipe, some)), "kind": [list(kinds) for kinds in zip(*groups, strict=True)]}
+    matrices = {"": class_correlation(model, centre=True), "means_": class_correlation(means, centre=True)}
+    return {f"{of}by_{name}": contrast(C, g) for of, C in matrices.items() for name, g in by.items()}
+
+
 def matrices(W: Tensor) -> dict[str, Tensor]:
     """The centred C of W, [classes, channels, height, width], of its mean colours alone, and of the rest of it."""
     colour = W.mean((2, 3), keepdim=True)
@@ -178,6 +205,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
     "boosting": boosting,
     "clusters": clusters,
     "maps": maps,
+    "groupings": groupings,
 }
 """By the names that studies have for them."""
 
