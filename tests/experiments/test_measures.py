@@ -440,7 +440,7 @@ def test_clusters_adds_what_the_network_gets_right():
 def test_groupings_are_by_superclass_and_across():
     wanted, model = trained("shapes-resnet8-standard")
     found = measures.groupings(model, wanted, images=64)
-    some = zoo.split_images(wanted)[0].subset(64)
+    some = fitting.split_images(wanted)[0].subset(64)
     means = torch.stack([some.float()[some.y == k].mean(0) for k in range(16)])
     for of, rows in {"": linear_map(model), "means_": means}.items():
         C = class_correlation(rows, centre=True)

@@ -174,7 +174,7 @@ def groupings(model: nn.Module, recipe: Recipe, *, images: int = 1600, out: Path
     Returns:
         The centred contrast of W `by_superclass` and `by_kind`, and that of the class means, `means_by_...`.
     """
-    some = zoo.split_images(recipe)[0]
+    some = fitting.split_images(recipe)[0]
     means = class_means(some.subset(min(images, len(some))))
     by = {"superclass": (groups := _groups(recipe, some)), "kind": [list(kinds) for kinds in zip(*groups, strict=True)]}
     matrices = {"": class_correlation(model, centre=True), "means_": class_correlation(means, centre=True)}
