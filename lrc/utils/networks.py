@@ -237,7 +237,7 @@ def _plain(value: object) -> TypeGuard[dict[str, Any]]:
     return type(value) in (dict, OrderedDict)
 
 
-def _tensors(held: Mapping[str, Tensor | None]) -> list[Tensor]:
+def _tensors(held: Any) -> list[Tensor]:  # a dictionary, or what TorchScript has in its place
     return [t for t in held.values() if t is not None]
 
 
