@@ -26,10 +26,10 @@ from lrc.evaluation.masking import check_surrogate, masking_flags
 from lrc.evaluation.registry import choose
 from lrc.evaluation.report import CLEAN, Cost, Flag, Report, Result
 from lrc.evaluation.store import ANSWERS, Batch, Store
-from lrc.utils.checks import check_radius
+from lrc.utils.checks import check_radius, explained
 from lrc.utils.files import write_text
 from lrc.utils.hashes import described, fingerprint, probe_answers
-from lrc.utils.networks import untouched
+from lrc.utils.networks import check_independent, untouched
 
 
 def evaluate(
@@ -93,6 +93,8 @@ def evaluate(
     check_radius(eps, norm, first)  # what is wrong is named before anything runs
     chosen = choose(attacks, eps=eps, norm=norm)
     check(first, data.y[:1], eps, norm)
+    with untouched(model), explained(model, first):
+        check_independent(model, first.to(device_of(model, data)))
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
     run = _begin(model, data, eps, norm, batch_size, None if out is None else Path(out), generator, progress)

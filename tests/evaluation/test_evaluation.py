@@ -141,3 +141,13 @@ def test_a_scripted_network_is_evaluated_as_the_one_it_was_made_of(images):
     found = [evaluate(net, images, attacks="fgsm", masking=False) for net in (plain, torch.jit.script(plain))]
     assert found[0].results["fgsm"].predictions == found[1].results["fgsm"].predictions
     assert found[0].results["fgsm"].cost.forward == found[1].results["fgsm"].cost.forward > 0
+
+
+def test_a_network_whose_answers_depend_on_neighbours_is_refused(images):
+    """Its accuracy would be another with another batch size."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3, track_running_stats=False)
+    model = nn.Sequential(norm, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 3))
+    for ask in (accuracy, partial(evaluate, attacks="fgsm", masking=False)):
+        with pytest.raises(InputError, match="depends on the others in its batch"):
+            ask(model, images)
