@@ -7,7 +7,6 @@ from itertools import permutations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 from torch import Generator, Tensor
 
 from lrc.clustering.permutations import EXACT_LIMIT, PermutationTest, holm, permutation_test, placed, random_splits
@@ -180,6 +179,8 @@ def _residual(
 
 def _ranks(matrix: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
     """Ranks off the diagonal, of mean zero and norm one; zeros on it. The product of two sums up to Spearman's rho."""
+    from scipy.stats import rankdata  # here: slow to import
+
     off = ~torch.eye(len(matrix), dtype=torch.bool)
     ranks = torch.from_numpy(rankdata(matrix[off].numpy()))
     ranks -= ranks.mean()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Generator, Tensor
 
 from lrc.utils.errors import InputError
@@ -57,6 +56,8 @@ def t_interval(values: Float[Tensor, " n"], *, confidence: float = 0.95) -> Inte
     >>> print(t_interval(torch.tensor([1.2, 1.4, 1.6])))
     1.400 (0.903 to 1.897, n = 3)
     """
+    from scipy import stats  # here: slow to import
+
     values = values.detach().cpu().double()
     _check(len(values), 2, confidence)
     if not values.isfinite().all():
@@ -96,6 +97,8 @@ def bootstrap(
     >>> interval.value, 43.5 < interval.low < 44.5, 54.5 < interval.high < 55.5
     (49.5, True, True)
     """
+    from scipy import stats  # here: slow to import
+
     _check(len(samples), FEWEST, confidence)
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}")

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from lrc.clustering.contrasts import Groups, labels_of
@@ -79,6 +78,8 @@ def agreement(groups: Groups, others: Groups) -> float:
     >>> agreement([[0, 1], [2, 3]], [[2, 3], [0, 1]])
     1.0
     """
+    from sklearn.metrics import adjusted_rand_score  # here: slow to import
+
     classes = sum(map(len, groups))
     return float(adjusted_rand_score(labels_of(groups, classes), labels_of(others, classes)))
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx
-from torchvision.models.swin_transformer import shifted_window_attention
 
 from lrc.linearization.gates import emptied
 from lrc.linearization.surgery import Surgery, refuse
@@ -63,7 +62,7 @@ def windows(surgery: Surgery, node: fx.Node) -> None:
 
     In a shifted window these are the tokens that were neighbours in the image before the shift came around its edge.
     """
-    given = inspect.signature(shifted_window_attention).bind(*node.args, **node.kwargs).arguments
+    given = inspect.signature(surgery.operation(node)).bind(*node.args, **node.kwargs).arguments
     x = given.pop("input")
     if names := surgery.data_among(given):
         refuse(surgery, node, f"it is linear in its input, but {names[0].name!r} depends on the image too")
@@ -85,6 +84,8 @@ def uniform_windows(
     proj_bias: Tensor | None = None,
 ) -> Float[Tensor, "n h w c"]:
     """Windowed attention of torchvision whose scores are zero, but for the mask of shifted windows (-100)."""
+    from torchvision.models.swin_transformer import shifted_window_attention  # here: slow to import
+
     values = torch.arange(len(qkv_weight), device=x.device) >= 2 * x.shape[-1]
     return shifted_window_attention(
         x,

@@ -28,12 +28,10 @@ GATES: dict[Operation, tuple[int, float]] = {
 }
 """What makes a factor a gate: how surely, and its value where it is open. Of `tanh(a) * sigmoid(b)`, b is the gate."""
 
-PASSING = frozenset(
-    (
-        *(*ops.ARRANGEMENTS, *ops.COPIES, *ops.MASKS, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT),
-        *(*ops.PADDINGS, torch.where, Tensor.where, copied),
-    )
-)
+PASSING: set[Operation] = {
+    *(*ops.ARRANGEMENTS, *ops.COPIES, *ops.MASKS, *ops.QUOTIENTS, *ops.SUMS, *ops.PRODUCTS, *ops.DROPOUT),
+    *(*ops.PADDINGS, torch.where, Tensor.where, copied),
+}
 """Operations between a gate and its product, or between scores and their softmax, that leave it what it is."""
 
 UNIFORM, OPEN, DIVISOR = "attention mixes its values uniformly", "a gate is open", "a norm of features is set to one"

@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from functools import cache
 from typing import Any, NoReturn
 
@@ -36,9 +36,7 @@ SIZES: set[Operation] = {
 }
 
 
-def functionalize(
-    surgery: Surgery, views: frozenset[Operation], removing: Collection[Rule], *, run_first: bool
-) -> bool:
+def functionalize(surgery: Surgery, views: Set[Operation], removing: Collection[Rule], *, run_first: bool) -> bool:
     """Gives in-place operations their out-of-place form, and later users of the changed tensor the result.
 
     Else `y = relu(x); y += 1` would change x once the ReLU is gone, which made y a tensor of its own; and a call like

@@ -20,6 +20,7 @@ from lrc.linearization.partial import first_path, kept_nodes
 from lrc.linearization.rules import REMOVING, VIEWS, extended
 from lrc.linearization.surgery import BatchNorm, Change, Pooling, Surgery, describe, expression, identity, refuse
 from lrc.linearization.tracing import PREFIX, Whole, silence, trace, twin
+from lrc.linearization.vision import join_torchvision
 from lrc.utils.errors import InputError
 
 __all__ = ["Report", "linearize"]
@@ -107,6 +108,7 @@ def linearize(
     ['x', 'model_0', 'model_1', 'avg_pool2d', 'model_3', 'model_4', 'output']
     """
     keep = (keep,) if isinstance(keep, str) or callable(keep) else tuple(keep)
+    join_torchvision()
     table = extended(rules)
     _check(batchnorm, pooling)
     whole = getattr(model, "_orig_mod", model)

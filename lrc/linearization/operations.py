@@ -5,9 +5,6 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import ops
-from torchvision.models import swin_transformer
-from torchvision.ops.stochastic_depth import stochastic_depth
 
 from lrc.linearization.surgery import AS as AS
 from lrc.linearization.surgery import Operation
@@ -67,10 +64,9 @@ ACTIVATIONS: list[Operation] = [
 DROPOUT: list[Operation] = [
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
-    *(stochastic_depth, ops.StochasticDepth, ops.drop_block2d, ops.DropBlock2d, ops.drop_block3d, ops.DropBlock3d),
 ]
 BATCH_NORMS: list[Operation] = [
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm, ops.FrozenBatchNorm2d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm),
 ]
 NORMS: list[Operation] = [
     *(nn.LayerNorm, F.layer_norm, torch.layer_norm, nn.GroupNorm, F.group_norm, torch.group_norm),
@@ -102,7 +98,7 @@ ARRANGEMENTS: list[Operation] = [
     *(torch.reshape, Tensor.reshape, Tensor.view, torch.ravel, Tensor.ravel),
     *(torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, torch.movedim, Tensor.movedim),
     *(torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.moveaxis, Tensor.moveaxis),
-    *(torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims, torch.t, Tensor.t, ops.Permute),
+    *(torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims, torch.t, Tensor.t),
     *((getattr, "T"), (getattr, "mT"), operator.getitem, torch.narrow, Tensor.narrow, torch.select, Tensor.select),
     *(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind, torch.tensor_split),
     *(Tensor.expand, torch.broadcast_to, Tensor.broadcast_to, Tensor.contiguous, Tensor.unfold),
@@ -120,7 +116,7 @@ COPIES: list[Operation] = [
     *(nn.CircularPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     *(nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle, F.pixel_unshuffle, nn.ChannelShuffle, F.channel_shuffle),
     *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.grid_sample, F.fold, F.unfold),
-    *(nn.Fold, nn.Unfold, torch.tril, Tensor.tril, torch.triu, Tensor.triu, swin_transformer._patch_merging_pad),
+    *(nn.Fold, nn.Unfold, torch.tril, Tensor.tril, torch.triu, Tensor.triu),
 ]
 PADDINGS: list[Operation] = [
     *(F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),

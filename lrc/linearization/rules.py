@@ -8,10 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.swin_transformer import shifted_window_attention
 
 from lrc.linearization import operations as ops
-from lrc.linearization.attention import allowed, attention, excluded, uniform_windows, windows
+from lrc.linearization.attention import allowed, attention, excluded, uniform_windows
 from lrc.linearization.gates import equal_shares, filled, glu, is_scale, product, set_to_one, softmax
 from lrc.linearization.inplace import assigned, copied
 from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, others, refuse
@@ -310,7 +309,7 @@ REMOVING: frozenset[Rule] = frozenset((identity, activation))
 
 POOLS = {F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
 
-VIEWS: frozenset[Operation] = frozenset(ops.ARRANGEMENTS + ops.DROPOUT)
+VIEWS: set[Operation] = {*ops.ARRANGEMENTS, *ops.DROPOUT}
 """Operations whose result may share memory with their first argument; dropout, out of training, is that argument."""
 
 RULES: dict[Operation, Rule] = _table(
@@ -340,7 +339,6 @@ RULES: dict[Operation, Rule] = _table(
     (glu, [nn.GLU, F.glu]),
     (softmax, ops.SOFTMAX),
     (attention, ops.ATTENTION),
-    (windows, [shifted_window_attention]),
     (constant, [*ops.SHAPES, equal_shares, filled, allowed, excluded]),
 )
 """What becomes of each operation; one that is not here is refused.
