@@ -1,6 +1,6 @@
 """What the book trains, measures and records: recipes, the zoo, studies, profiles and claims.
 
-It may use every other room; of it only the command line, the book and the public names of `lrc` know.
+It may use every room below; of it only inspection, the command line, the book and the public names of `lrc` know.
 """
 
 import lazy_loader
