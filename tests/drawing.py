@@ -1,6 +1,6 @@
 """Few drawings, and a recipe small enough to train on them."""
 
-from functools import cache
+from functools import cache, wraps
 
 from lrc.data import shapes
 
@@ -13,5 +13,6 @@ HELD = ("bungalow", "palm", "puffer", "racer")
 
 
 @cache
-def few(split):
-    return shapes(split, n={"train": 320, "test": 64}[split])
+@wraps(shapes)  # with its options, which recipes are checked against
+def few(split, **options):
+    return shapes(split, **options | {"n": {"train": 320, "test": 64}[split]})

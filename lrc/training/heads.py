@@ -8,12 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lrc.data import Images
-from lrc.evaluation import logits
+from lrc.data import Images, batches
+from lrc.evaluation.accuracy import device_of
 from lrc.training import train
 from lrc.training.objectives import named
 from lrc.training.objectives.objective import head_inputs
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
 __all__ = ["logistic_regression", "with_new_head"]
 
@@ -77,8 +78,12 @@ def with_new_head(
 
 def _replace_head(network: nn.Module, images: Images, *, l2: float) -> None:
     """Puts the fitted layer in the place of the network's last linear one."""
-    with head_inputs(network) as seen:
-        logits(network, images)
+    if not len(images):
+        raise InputError("there are no images to fit a head to: give at least one")
+    device = device_of(network, images)
+    with head_inputs(network) as seen, untouched(network), torch.no_grad():
+        for x, _ in batches(images, 500):
+            network(x.to(device))
     features = torch.cat(seen)
     path, old = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)][-1]  # as head_inputs
     if features.shape != (len(images), old.in_features):

@@ -93,7 +93,7 @@ def test_another_way_of_asking_is_refused():
 def test_answers_that_are_no_classes_are_refused(unchecked):
     y = torch.tensor([0, 1])
     for said in ([7, 0], [-5, 0]):
-        with pytest.raises(InputError, match="answers go from"):
+        with pytest.raises(InputError, match=r"predictions .*the classes are 0\.\.2"):
             confusions(torch.tensor(said), y, [[0, 1], [2]])
     assert confusions(torch.tensor([1, 1], dtype=torch.uint8), y, [[0, 1], [2]]).within == 0.5
 
@@ -236,7 +236,7 @@ def of_said(z, y):
 
 @pytest.mark.parametrize("judge", [of_said, per_superclass])
 @pytest.mark.parametrize(
-    ("y", "words"), [([0], "2 images with 1 labels"), ([0, 3], "0 to 3.*0..2"), ([-1, 0], "-1 to 0")]
+    ("y", "words"), [([0], "2 images with 1 labels"), ([0, 3], r"label 3 .*0\.\.2"), ([-1, 0], "-1")]
 )
 def test_labels_that_do_not_fit_are_refused(judge, y, words):
     with pytest.raises(InputError, match=words):
@@ -245,7 +245,7 @@ def test_labels_that_do_not_fit_are_refused(judge, y, words):
 
 @pytest.mark.parametrize("judge", [of_said, per_superclass])
 def test_no_images_are_refused(judge):
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="one image at least"):
         judge(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
 
 
