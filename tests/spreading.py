@@ -116,7 +116,7 @@ def main(folder: Path) -> None:
     fabric = join(torch.device("cpu"))
     assert torch.get_num_threads() == 1
     rank = fabric.global_rank
-    kept = {name: trained(name, double=True) for name in OBJECTIVES} | {"float": trained("adversarial", double=False)}
+    kept = {name: trained(name, double=True) for name in OBJECTIVES} | {"float": trained("standard", double=False)}
     kept |= {"counted": {n: keys_counted(n) for n in (1, 2, 7, 8)}, "written": written(folder / "run", rank)}
     kept["refused"] = refused()
     torch.save(kept, folder / f"{rank}.pt")

@@ -175,11 +175,11 @@ def home(notebook):
 
 
 def broken_claim(notebook):
-    notebook.metadata.lrc.experiments.claims[0][-1] = "NO"
+    notebook.metadata.lrc.claims[0][-1] = "NO"
 
 
 def no_claim(notebook):
-    notebook.metadata.lrc.experiments.claims = []
+    notebook.metadata.lrc.claims = []
 
 
 def widget_state(notebook):

@@ -38,7 +38,8 @@ def test_two_processes_compute_what_one_computes(processes, name):
 
 
 def test_two_processes_give_the_losses_of_one_in_single_precision_too(processes):
-    alone, (first, second) = trained("adversarial", double=False), (found["float"] for found in processes)
+    """Of a smooth objective: where a gradient is as small as rounding, a step by its sign may go either way."""
+    alone, (first, second) = trained("standard", double=False), (found["float"] for found in processes)
     torch.testing.assert_close((first["losses"] + second["losses"]) / 2, alone["losses"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first["figures"], alone["figures"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-3, atol=1e-4)
