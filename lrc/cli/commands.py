@@ -161,7 +161,11 @@ def subject(
     section: dict[str, Any] = {"name": data} if data else dict(known) or {"name": "cifar10"}
     source = str(section.pop("name"))
     section |= {"size": size} if size else {}
-    test = lrc.data.named(source, "test", **section)
+    try:
+        test = lrc.data.named(source, "test", **section)
+    except InputError:
+        load(model, weights=weights, **options)  # what is wrong with the network is said first
+        raise
     found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), **options)
     if (classes := len(found.model(test.x[:1].float() / 255)[0])) != len(test.classes):
         raise InputError(f"{model} has {classes} classes, {source} has {len(test.classes)}: give its --data")

@@ -61,7 +61,7 @@ def lrc(*words, capsys, monkeypatch):
 
 def test_inspect_takes_weights(folder):
     """Those of the same seed give the same figures, others give others."""
-    arguments = ["inspect", "own:build", "--data", "shapes", "--images", "16", "--json", "found.json"]
+    arguments = ["inspect", "own:build", "--data", "shapes", "--images", "4", "--json", "found.json"]
     seen = []
     for more in ([], ["--weights", "same.safetensors"], ["--weights", "w.safetensors"]):
         result = CliRunner().invoke(cli.app, arguments + more)
