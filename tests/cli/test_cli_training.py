@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lrc import cli, data, zoo
-from lrc.cli import commands, training
+from lrc.cli import training
 from lrc.experiments import fitting, store
 from lrc.experiments import recipe as recipes
 from lrc.utils.files import read_json
@@ -142,15 +142,16 @@ def test_the_radius_of_the_objective_is_that_of_the_figures(command):
     status, output, err = command("train", *TINY, "--method", "adversarial", "--eps", "2/255", "--out", "x")
     assert (status, err) == (0, "") and "PGD-20 (Linf 2/255) " in output
     figures = json.loads(Path("x/figures.json").read_text())["figures"]
-    network, section = commands._trained(Path("x"))
-    test = data.named(section.pop("name"), "test").subset(figures["images"])
+    made = recipes.read(store.settings(Path("x")), where="x")
+    network = fitting.restore(made, Path("x") / store.WEIGHTS_FILE)
+    test = data.named(made.data.name, "test").subset(figures["images"])
     assert figures["eps"] == 2 / 255
     assert figures["pgd20"] == pytest.approx(fitting.figures(network, test, eps=2 / 255)["pgd20"], abs=0.03)
 
 
 def test_what_it_wrote_is_inspected_and_evaluated(command):
     command("train", *TINY, "--out", "x")
-    for words in (["inspect", "x", "--steps", "1"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
+    for words in (["inspect", "x"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
         status, output, err = command(*words, "--images", "16")
         assert (status, err) == (0, "") and "16" in output
 
@@ -163,7 +164,8 @@ def test_a_folder_of_images_is_a_data_set(command, place):
             for i in range(count):
                 pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(place / "pets" / split / name / f"{i}.png")
-    words = ["--data", "pets", "--arch", "resnet8", "--width", "4", "--validation", "4", "--batch-size", "5"]
+    words = ["--data", "pets", "--arch", "resnet8", "--width", "4", "--validation", "4", "--batch-size", "5",
+             "--size", "20"]  # fmt: skip
     status, output, err = command("train", *words, "--epochs", "1", "--method", "standard", "--out", "x")
     assert (status, err) == (0, "") and "on 8 test images" in output
     assert recipe_of("x")["network"]["classes"] == 2
