@@ -223,6 +223,7 @@ def test_squeezing_adds_the_penalty_with_its_weight():
 NAMES = {
     "standard": "Objective(loss=cross_entropy)",
     "label_smoothing": "Objective(loss=cross_entropy(smoothing=0.1))",
+    "noise": "Objective(loss=cross_entropy, attack=gaussian_noise(sigma=0.25))",
     "fast": f"Objective(loss=cross_entropy, attack=fgsm({EPS}, random_start=True))",
     "adversarial": f"Objective(loss=cross_entropy, attack=pgd({EPS}, step=0.007, steps=10))",
     "trades": f"Objective(loss=trades(beta=6.0), attack=trades_attack({EPS}, loss='kl', step=0.007, steps=10))",
@@ -252,6 +253,16 @@ def test_objectives_keep_their_names():
     logits = str(named("adversarial", clustering=0.1, groups=GROUPS, awp=0.01))
     term = "clustering(groups=[[0, 1], [2, 3]], reduction='sum')"
     assert logits == NAMES["adversarial"][:-1] + f", terms=[[0.1, {term}]], gamma=0.01)"
+
+
+def test_noise_is_gaussian_of_its_width_and_clipped():
+    x = torch.stack([torch.full((3, 32, 32), 0.5), torch.ones(3, 32, 32)])
+    noised = METHODS["noise"](sigma=0.05).attack(
+        nn.Identity(), x, torch.zeros(2).long(), generator=torch.Generator().manual_seed(0)
+    )
+    grey, white = noised
+    assert abs(grey.std() - 0.05) < 5 * 0.05 / (2 * 3072) ** 0.5 and abs(grey.mean() - 0.5) < 5 * 0.05 / 3072**0.5
+    assert white.max() == 1 and abs((white == 1).double().mean() - 0.5) < 5 * 0.5 / 3072**0.5
 
 
 CONTROLS = [{"clustering": 1.0, "groups": GROUPS, "on": "features", "awp": 0.01}, {"squeezing": 0.1},

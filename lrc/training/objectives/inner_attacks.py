@@ -1,4 +1,4 @@
-"""Inner maximization: the attacks of TRADES, local linearity and local flatness; other defences use `lrc.attacks`."""
+"""Inner maximization: attacks of TRADES, local linearity and local flatness, and noise; others use `lrc.attacks`."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,23 @@ from lrc.training.objectives.objective import logits
 from lrc.utils.errors import InputError
 from lrc.utils.networks import untouched
 
-__all__ = ["local_linearity_attack", "trades_attack", "gradient_norm_attack"]
+__all__ = ["gaussian_noise", "gradient_norm_attack", "local_linearity_attack", "trades_attack"]
 
 Gradient = Callable[[Tensor], Tensor]
 """Images to the gradient of the quantity that the attack maximizes."""
+
+
+def gaussian_noise(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, " n"],
+    *,
+    sigma: float = 0.25,
+    generator: Generator | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """The images with Gaussian noise of standard deviation `sigma`, in units of a pixel, clipped to [0, 1]."""
+    noise = normal(image_keys(x, generator), tuple(x.shape[1:]), draw=0).to(x.dtype)
+    return (x + sigma * noise).clamp(0, 1)
 
 
 def trades_attack(

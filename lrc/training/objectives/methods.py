@@ -11,7 +11,12 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
 from lrc.training.objectives import losses, regularizers
-from lrc.training.objectives.inner_attacks import gradient_norm_attack, local_linearity_attack, trades_attack
+from lrc.training.objectives.inner_attacks import (
+    gaussian_noise,
+    gradient_norm_attack,
+    local_linearity_attack,
+    trades_attack,
+)
 from lrc.training.objectives.objective import Objective, adding, awp
 from lrc.training.objectives.regularizers import Groups
 from lrc.utils.errors import InputError
@@ -158,6 +163,11 @@ def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) ->
     return Objective(loss if within is None else partial(loss, groups=_as_tuples(within)))
 
 
+def _noise(*, sigma: float = 0.25) -> Objective:
+    """Cross-entropy on images with Gaussian noise (Cohen et al., 2019), here clipped to [0, 1]: no adversary."""
+    return Objective(losses.cross_entropy, partial(gaussian_noise, sigma=sigma))
+
+
 def _fast(*, eps: float = EPS, random_start: bool = True) -> Objective:
     """Fast adversarial training: FGSM of step 1.25 eps from a random start (Wong et al., 2020), or of eps without."""
     if not isinstance(random_start, bool):
@@ -256,6 +266,7 @@ def _jpeg() -> Objective:
 METHODS: dict[str, Callable[..., Objective]] = {
     "standard": _standard,
     "label_smoothing": _label_smoothing,
+    "noise": _noise,
     "fast": _fast,
     "adversarial": _adversarial,
     "trades": _trades,
