@@ -11,10 +11,9 @@ from scipy.cluster.hierarchy import dendrogram
 from torch import Tensor
 
 from lrc.evaluation import Report
+from lrc.plots.style import GROUPS, ink
 
 __all__ = ["curves", "images", "matrix", "report", "rows", "tree"]
-
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
 def matrix(
@@ -61,7 +60,7 @@ def tree(
         color_threshold=0,
         above_threshold_color="0.3",
     )
-    colour = {classes[i]: COLOURS[g % len(COLOURS)] for g, group in enumerate(groups or []) for i in group}
+    colour = {classes[i]: GROUPS[g % len(GROUPS)] for g, group in enumerate(groups or []) for i in group}
     for label in ax.get_yticklabels():
         label.set_color(colour.get(label.get_text(), "black"))
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -110,14 +109,38 @@ def curves(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """One line for each named series, over `x` (1, 2, ... by default)."""
-    ax = ax or plt.subplots(figsize=(5, 3.2), layout="constrained")[1]
+    """One line for each named series, over `x` (1, 2, ... by default), its name at its end.
+
+    A series called after a kind of network ("standard", "adversarially trained") has the colour of that kind.
+    """
+    ax = ax or plt.subplots(figsize=(5.5, 3.2), layout="constrained")[1]
+    colours = ink(series)
     for name, values in series.items():
-        ax.plot(x if x is not None else range(1, len(values) + 1), values, marker=".", label=name)
+        at = x if x is not None else range(1, len(values) + 1)
+        ax.plot(at, values, marker=".", color=colours[name], label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    _name_lines(ax)
     return ax
+
+
+def _name_lines(ax: Axes) -> None:
+    """Writes the name of each line at its right end, moved up or down where two would lie over each other."""
+    low, high = ax.get_ylim()
+    gap, place = (high - low) / 14, -np.inf
+    for line in sorted(ax.lines, key=lambda line: np.asarray(line.get_ydata())[-1]):
+        right, height = (np.asarray(v)[-1] for v in line.get_data())
+        place = max(place + gap, height)
+        ax.annotate(
+            f" {line.get_label()}",
+            (right, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            fontsize="small",
+            annotation_clip=False,
+        )
 
 
 def report(
@@ -137,12 +160,12 @@ def report(
         error = [[100 * (rate.value - low)], [100 * (high - rate.value)]]
         ax.barh(place, 100 * rate.value, xerr=error, height=0.6, color="0.8", ecolor="0.3", capsize=3)
         for group, part in enumerate(found.by_superclass(name)):
-            colour, label = COLOURS[group % len(COLOURS)], "" if place else found.superclasses[group]
+            colour, label = GROUPS[group % len(GROUPS)], "" if place else found.superclasses[group]
             ax.plot(100 * part.value, place, "o", ms=4, color=colour, label=label)
     ax.set_yticks(range(len(found.names)), found.names)
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="images classified rightly, %", title=title)
     ax.spines[["top", "right"]].set_visible(False)
-    if 0 < len(found.superclasses) <= len(COLOURS):
+    if 0 < len(found.superclasses) <= len(GROUPS):
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
