@@ -65,7 +65,7 @@ radii = st.one_of(st.floats(0, 1), st.floats(0, 1e-4), st.sampled_from([0.0, 8 /
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *ANY, *LINF, *L2])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), eps=radii, seed=st.integers(0, 2**32), classes=st.integers(2, 6))
 def test_in_the_ball_repeatable_and_independent_of_neighbours(name, data, eps, seed, classes):
     """Three images at once; then the last two, in the other order, with a generator of the same seed: the same."""

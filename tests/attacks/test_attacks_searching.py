@@ -194,7 +194,7 @@ ATTACKS = {
     "fab-t": partial(fab, targets=9, steps=30),
     "square": partial(square, queries=2000),
     "nes": partial(nes, queries=6000, samples=200, loss="margin"),
-    "nattack": partial(nattack, queries=6000),
+    "nattack": partial(nattack, queries=2000, samples=100),
 }
 
 

@@ -536,7 +536,7 @@ from lrc.data import Images
 from lrc.evaluation import evaluate
 model, g = Linear(3, (3, 6, 6)), Generator().manual_seed(2)
 x = torch.randint(80, 176, (12, 3, 6, 6), generator=g).to(torch.uint8)
-attacks = {{"aa": partial(autoattack, version={{"square": partial(square, queries=400)}})}}
+attacks = {{"aa": partial(autoattack, version={{"square": partial(square, queries=80)}})}}
 evaluate(model, Images(x, model(x / 255).argmax(1), ("a", "b", "c")), attacks=attacks, eps=1e-3, batch_size=1,
          masking=False, generator=Generator().manual_seed(0), out=sys.argv[1])
 """
@@ -555,7 +555,7 @@ def test_killed_by_the_system_it_goes_on(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-*.json")}
     assert 15 <= len(before) < 24
     model, data = linear(n=12, wrong=0)
-    attacks = {"aa": partial(autoattack, version={"square": partial(square, queries=400)})}
+    attacks = {"aa": partial(autoattack, version={"square": partial(square, queries=80)})}
     run = partial(evaluate, model, Images(data.x, data.y, ("a", "b", "c")), attacks=attacks, eps=1e-3, masking=False)
     resumed = run(batch_size=1, generator=seeded(), out=tmp_path)
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
