@@ -68,7 +68,7 @@ def apgd(
     objective = loss_function(loss, targeted=targets > 0)
     with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         balls, keys, found = ball(images, eps, norm), image_keys(images, generator), images.clone()
-        logits = victim.logits(images)
+        logits = victim.verdict(images)
         most = torch.full((len(images),), -torch.inf, dtype=logits.dtype, device=images.device)
         left = (~fooled(logits, labels)).nonzero().squeeze(1)
         for draw, goals in enumerate(_runs(logits, labels, targets=targets, restarts=restarts)):
@@ -148,10 +148,10 @@ def _run(
     for k in range(steps + 1):
         if k:
             state = _advance(victim, state, momentum=MOMENTUM if k > 1 else 1.0, loss=loss)
-        if until_fooled and state.hit.any():
-            done = state[state.hit]
+        if until_fooled and (sure := victim.confirmed(state.hit, state.z, true_label(state.y))).any():
+            done = state[sure]
             found[done.row], hit[done.row] = done.z, True
-            state = state[~state.hit]
+            state = state[~sure]
         if not len(state.row):
             break
         if k in judged:

@@ -191,7 +191,7 @@ def attempt(
     """
     x_adv = within.accept(called(attack, model, x, y, options), name=described(attack))
     with attacked(model, x, y, eps=within.eps, norm=within.norm) as (victim, _, _):
-        return x_adv, victim.logits(x_adv)
+        return x_adv, victim.verdict(x_adv)
 
 
 def called(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, offered: Mapping[str, Any]) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lrc.attacks.losses import LOSSES, Loss, loss_function, margin
+from lrc.attacks.losses import LOSSES, Loss, fooled, loss_function, margin
 from lrc.attacks.threat_model import box, norms
+from lrc.linearization.folding import Folding, folding
 from lrc.utils.checks import (
     check_images,
     check_labels,
@@ -46,14 +47,17 @@ __all__ = [
 class Victim(nn.Module):
     """The model under attack: images to logits in at least float32, with an eye on what comes out.
 
+    A search runs it in a faster form, which gives the same logits but for rounding. Verdicts are the model's own.
+
     Args:
         model: images to logits (n, classes).
         highest: the largest label that there is.
+        fast: its faster form, if it has one now.
     """
 
-    def __init__(self, model: nn.Module, *, highest: int) -> None:
+    def __init__(self, model: nn.Module, *, highest: int, fast: Folding | None = None) -> None:
         super().__init__()
-        self.model, self.highest = model, highest
+        self.model, self.highest, self.fast = model, highest, fast or Folding([])
         self.finite: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
@@ -72,6 +76,22 @@ class Victim(nn.Module):
     def logits(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
         """Logits without a gradient."""
         return self(x)
+
+    @torch.no_grad()
+    def verdict(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+        """Logits of the model itself."""
+        with self.fast.undone():
+            return self(x)
+
+    def confirmed(
+        self, hit: Bool[Tensor, "n"], x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"]
+    ) -> Bool[Tensor, "n"]:
+        """Those of the images with a hit that fool the model itself."""
+        if not self.fast or not hit.any():
+            return hit
+        sure = hit.clone()
+        sure[hit] = fooled(self.verdict(x[hit]), y[hit])
+        return sure
 
 
 @contextmanager
@@ -93,8 +113,9 @@ def attacked(
         dims: dimensions that the images must have.
 
     Yields:
-        The model as a `Victim`; the images, detached, 4-dimensional ones on the CPU as channels-last, in which
-        convolutions are up to five times faster; the labels (n,), or pairs of label and target (n, 2).
+        The model as a `Victim`, with batch norm folded where it can be; the images, detached, 4-dimensional ones on the
+        CPU as channels-last, in which convolutions are up to five times faster; the labels (n,), or pairs of label and
+        target (n, 2).
 
     Raises:
         InputError: as `check`; at the first logits, a label or target that is no class of the network; and where the
@@ -114,8 +135,9 @@ def attacked(
         x = x.clone() if x.is_inference() else x.detach()
         if x.dim() == 4 and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        victim = Victim(model, highest=int(labels.amax()) if len(labels) else 0)
-        yield victim, x, labels
+        fast = folding(model, x)
+        with fast.folded():
+            yield (victim := Victim(model, highest=int(labels.amax()) if len(labels) else 0, fast=fast)), x, labels
     if victim.finite is not None and not victim.finite:
         warnings.warn(
             "the network gave NaN or infinite logits; such images count as fooled", RuntimeWarning, stacklevel=4

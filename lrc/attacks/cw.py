@@ -95,7 +95,7 @@ class _State(Rows):
 
 
 def _begin(victim: Victim, x: Tensor, y: Tensor, *, c: float, confidence: float) -> _State:
-    logits = victim.logits(x)
+    logits = victim.verdict(x)
     done = fooled(logits, y) & ~(_lead(logits, y) < confidence)  # not (lead < ...): a lead of NaN counts
     ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
     nearest = torch.where(done, 0.0, torch.inf).to(x.dtype)
@@ -152,6 +152,7 @@ def _minimize(
         gradient, image, values, logits = _objective(victim, run, confidence=confidence)
         away = distance(image, run.x, "l2").to(nearest.dtype)
         wins = fooled(logits, run.y) & ~(_lead(logits, run.y) < confidence) & (away < nearest[run.row])
+        wins = victim.confirmed(wins, image, run.y)
         best[run.row[wins]], nearest[run.row[wins]] = image[wins], away[wins]
         run = _adam(run, gradient, step, rate=rate)
         if step % max(steps // CHECKS, 1) == 0:

@@ -71,7 +71,7 @@ def nes(
     def advance(victim: Victim, s: "_Climb", draw: int) -> tuple["_Climb", Tensor, Tensor]:
         slope = momentum * s.slope + (1 - momentum) * _gradient(victim, s, draw, samples, sigma, objective)
         z = s.inside.project(s.z + length * unit(slope, norm))
-        return replace(s, z=z, slope=slope), z, fooled(victim.logits(z), s.y)
+        return replace(s, z=z, slope=slope), z, fooled(victim.verdict(z), s.y)
 
     with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
         rows, keys = torch.arange(len(images), device=images.device), image_keys(images, generator)
@@ -163,7 +163,7 @@ def _evolve(
 ) -> Float[Tensor, "n *shape"]:
     """The images found by so many turns; `advance` gives the next state, the images there, and which of them fool."""
     found = images.clone()
-    s = s[~fooled(victim.logits(images), s.y)]
+    s = s[~fooled(victim.verdict(images), s.y)]
     for turn in range(turns):
         if not len(s.row):
             break
@@ -218,7 +218,7 @@ def _sample(
     hit, losses = torch.zeros_like(s.row, dtype=torch.bool), []
     draws = range(draw, draw + samples)
     for u, (point,), (logits,) in _ask(victim, s, draws, lambda u: (_image(s.inside, s.z + sigma * u),), each=1):
-        fools = fooled(logits, s.y)
+        fools = victim.confirmed(fooled(logits, s.y), point, s.y)
         winner = torch.where(spread(fools & ~hit, point), point, winner)
         hit = hit | fools
         losses.append(margin(logits, s.y).to(u.dtype))

@@ -69,7 +69,7 @@ def fab(
     radius = 0.0 if eps is None else eps
     with attacked(model, x, y, eps=radius, norm=norm) as (victim, images, labels):
         balls, keys = ball(images, radius, norm), image_keys(images, generator)
-        logits = victim.logits(images)
+        logits = victim.verdict(images)
         state = _begin(images, labels)[~fooled(logits, labels)]
         likely = likely_targets(logits, labels, count=targets)
         best = images.clone()
@@ -125,6 +125,8 @@ def _run(victim: Victim, s: _State, best: Tensor, *, steps: int, norm: str, eps:
             gap, gradient, hit = _boundary(victim, z, s.y, norm=norm)
         away = distance(z, s.x, norm)
         better = hit & (away < s.nearest)
+        counts = better if eps is None else better & (away <= eps * (1 - SLACK))  # what lies outside is no verdict yet
+        better &= ~counts | victim.confirmed(counts, z, true_label(s.y))
         best[s.row[better]] = z[better]
         z = torch.where(spread(hit, z), s.x + BACKWARD * (z - s.x), z)
         s = replace(s, z=z, nearest=torch.where(better, away, s.nearest))

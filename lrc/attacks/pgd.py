@@ -90,7 +90,7 @@ def pgd(
             if restarts == 1:
                 found = z
                 break
-            logits = victim.logits(z)
+            logits = victim.verdict(z)
             hit, ahead = fooled(logits, goals), lead(logits, goals).to(most.dtype)
             better = hit | (ahead > most[left])
             found[left[better]], most[left[better]] = z[better], ahead[better]

@@ -65,7 +65,7 @@ def square(
         rows = torch.arange(len(images), device=images.device)
         loss = torch.full((len(images),), -torch.inf, device=images.device)
         s = _State(rows, ball(images, eps, norm), labels, keys, keys[:, None], images, loss)
-        s = s[~fooled(victim.logits(images), labels)]
+        s = s[~fooled(victim.verdict(images), labels)]
         for query in range(queries):
             if not len(s.row):
                 break
@@ -74,7 +74,7 @@ def square(
                 s = replace(s, numbers=numbers)
             z = _first(s) if query == 0 else _propose(s, query, share=share_at(query, horizon or queries, share=share))
             logits = victim.logits(z)
-            hit, loss = fooled(logits, s.y), margin(logits, s.y).to(s.loss.dtype)
+            hit, loss = victim.confirmed(fooled(logits, s.y), z, s.y), margin(logits, s.y).to(s.loss.dtype)
             better = hit | (loss > s.loss)
             s = replace(s, z=torch.where(spread(better, z), z, s.z), loss=torch.where(better, loss, s.loss))
             if hit.any():

@@ -133,7 +133,7 @@ class ProbeSet:
         def judge(x: Tensor, y: Tensor) -> Tensor:
             x_adv = called(attack, through or self.model, x, y, {"generator": self.generator()})
             with attacked(self.model, x_adv, y) as (victim, images, labels):
-                return fooled(victim.logits(images), labels)
+                return fooled(victim.verdict(images), labels)
 
         return self.each(judge)
 
@@ -161,7 +161,7 @@ def draw(model: nn.Module, data: Images, images: int, *, eps: float, norm: str, 
     for rows in order.split(batch_size):
         x, y = data.float(rows).to(device), data.y[rows.to(data.y.device)].to(device)
         with attacked(model, x, y) as (victim, x, y):
-            right = ~fooled(victim.logits(x), y).cpu()
+            right = ~fooled(victim.verdict(x), y).cpu()
         found.append(rows[right])
         count += int(right.sum())
         if count >= images:
@@ -248,7 +248,7 @@ def _randomized(probes: ProbeSet) -> Flag:
     def measure(x: Tensor, y: Tensor) -> Tensor:
         """Of each image: the largest difference of its logits, of their range; and does its class change?"""
         with attacked(probes.model, x, y) as (victim, x, _):
-            every = torch.stack([victim.logits(x).nan_to_num() for _ in range(REPEATS)])
+            every = torch.stack([victim.verdict(x).nan_to_num() for _ in range(REPEATS)])
         first = every[0]
         away = (every - first).abs().amax((0, 2)) / (first.amax(1) - first.amin(1))
         return torch.stack([away, (every.argmax(2) != first.argmax(1)).any(0)], 1)

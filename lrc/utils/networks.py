@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.utils.errors import InputError
 
-__all__ = ["check_independent", "modules", "preserved", "replaced", "untouched"]
+__all__ = ["check_independent", "compiled", "modules", "preserved", "replaced", "untouched"]
 
 OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -45,7 +45,7 @@ def untouched(model: nn.Module, *, eager: bool = False) -> Iterator[nn.Module]:
             module.eval()
         if eager and "torch._dynamo" in sys.modules:  # slow to import, and nothing can be compiled without
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if (eager or not any(map(_compiled, own))) and _needs_formulas(own):
+        if (eager or not any(map(compiled, own))) and _needs_formulas(own):
             stack.enter_context(_Norms())
         yield model
 
@@ -248,5 +248,5 @@ def _needs_formulas(own: Sequence[nn.Module]) -> bool:
     return any(isinstance(m, _NormBase) for m in own) or not any(isinstance(m, nn.MultiheadAttention) for m in own)
 
 
-def _compiled(module: nn.Module) -> bool:
+def compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")

@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from attacking import Linear, grey
-from torch import Generator
+from torch import Generator, nn
 
-from lrc.attacks import apgd, fab, pgd
+import lrc.linearization.folding as folding_module
+from lrc.attacks import apgd, fab, nattack, pgd, square
 from lrc.attacks.losses import cross_entropy, margin
 from lrc.attacks.threat_model import distance
 
@@ -85,3 +86,28 @@ def test_pgd_returns_the_largest_loss_a_linear_model_allows_whatever_the_number_
     for restarts in (1, 3):
         found = seeded(pgd, model, x, y, eps=0.004, steps=20, restarts=restarts)
         torch.testing.assert_close(cross_entropy(model(found), y), cross_entropy(model(corner), y), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["apgd", "apgd-t", "square", "nattack", "pgd"])
+def test_what_the_network_itself_does_not_confirm_goes_on_being_attacked(name, monkeypatch):
+    """A fast form that calls every image fooled: what comes out fools the network wherever it can be fooled."""
+    attack = {
+        "apgd": partial(apgd, steps=10),
+        "apgd-t": partial(apgd, steps=10, targets=1),
+        "square": partial(square, queries=100),
+        "nattack": partial(nattack, queries=200, samples=10),
+        "pgd": partial(pgd, steps=5, restarts=2),
+    }[name]
+    model = nn.Sequential(nn.Conv2d(1, 2, 4, bias=False), nn.BatchNorm2d(2), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4) / 16)
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.tensor([0, 0, 0, 0])
+    x += torch.tensor([0.01, 0.02, 0.2, 0.3]).view(4, 1, 1, 1)
+    model[1].running_mean.copy_(torch.tensor([0.5, -0.5]))  # class 0 where the mean is above 0.5
+    honest, lead = folding_module._ways, torch.tensor([0.0, 9.0]).view(2, 1, 1)
+    monkeypatch.setattr(
+        folding_module, "_ways", lambda conv, norm: [honest(conv, norm)[0], (vars(norm), lambda z: z + lead)]
+    )
+    monkeypatch.setattr(folding_module, "ROUNDING", torch.inf)
+    found = attack(model, x, y, eps=0.1, generator=Generator().manual_seed(0))
+    assert (model(found).argmax(1) != y).tolist() == [True, True, False, False]
