@@ -170,8 +170,11 @@ def address(notebook):
     notebook.cells[1].outputs[0].text = "<f at 0x7f0011223344>"
 
 
-def home(notebook):
-    notebook.cells[1].outputs = [new_output("execute_result", {"text/plain": "'/home/me/x'"}, execution_count=1)]
+def home_in(kind, value="'/home/me/x'"):
+    def spoil(notebook):
+        notebook.cells[1].outputs = [new_output("display_data", {kind: value})]
+
+    return spoil
 
 
 def broken_claim(notebook):
@@ -200,7 +203,10 @@ def timing(notebook):
         (error, "stored error, KeyError"),
         (warning, "stored warning"),
         (address, "at 0x7f0011223344"),
-        (home, "'/home/'"),
+        *((home_in(f"text/{kind}"), "'/home/'") for kind in ("plain", "html", "markdown", "latex")),
+        (home_in("image/svg+xml", "<svg><image href='/home/me/x'/></svg>"), "'/home/'"),
+        (home_in("application/json", {"files": [{"/home/me/x": 1}]}), "'/home/'"),
+        (home_in("application/vnd.plotly.v1+json", {"at": ["<f at 0x7f0011223344>"]}), "at 0x7f0011223344"),
         (broken_claim, "did not hold"),
         (no_claim, "makes no claim"),
         (widget_state, "not in the form"),
@@ -212,6 +218,13 @@ def test_check_finds(book, spoil, complaint):
     spoil(notebook := chapters.read(path))
     path.write_text(chapters.text(notebook))
     assert any(complaint in line and line.startswith("01_one.ipynb: ") for line in chapters.check(book, {"01_one"}))
+
+
+def test_pixels_are_no_path(book):
+    path = book / "01_one.ipynb"
+    home_in("image/png", "iVBORw0KGgo+/home/AAAA")(notebook := chapters.read(path))
+    path.write_text(chapters.text(notebook))
+    assert chapters.check(book, {"01_one"}) == []
 
 
 def test_check_finds_a_page_outside_the_contents_and_an_old_scorecard(book):

@@ -36,6 +36,7 @@ STORED = "cifar"  # the profile whose outputs are stored in the repository
 SCORECARD = "scorecard.md"
 CELL_TIMEOUT = 1800  # seconds; the paper profile has none
 UNSTABLE = re.compile(r" at 0x[0-9a-f]{6,}|(?<!\w)/(?:home|root|Users|tmp)/")  # addresses, paths of one machine
+BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")  # outputs that are no text
 
 Row = list[str]  # of the scorecard, without the chapter: claim, value, bound, whether it holds
 
@@ -221,7 +222,7 @@ def complaints(path: Path) -> list[str]:
     outputs = [o for c in cells for o in c.outputs]
     lines += [f"a stored error, {o.ename}" for o in failures(notebook)]
     lines += ["a stored warning (stderr)" for o in outputs if o.get("name") == "stderr"]
-    shown = json.dumps([[o.get("text"), *map(o.get("data", {}).get, ("text/plain", "text/html"))] for o in outputs])
+    shown = json.dumps([{**o, "data": {k: v for k, v in o.get("data", {}).items() if k not in BASE64}} for o in outputs])
     return lines + [f"an output with {m.strip()!r}, of one machine" for m in sorted({*UNSTABLE.findall(shown)})]
 
 
