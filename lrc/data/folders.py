@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lrc.data.decoding import colour, opened, upright
 from lrc.data.images import Images, Indices
 from lrc.hierarchy import Hierarchy
 from lrc.utils.errors import InputError
+from lrc.utils.files import sha256
 from lrc.utils.hashes import digest
 
 __all__ = ["Folder", "folder"]
@@ -168,18 +170,14 @@ class Folder(Images):
         return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the images' files (class folder, name, size, time of change), side and labels.
+        """Hexadecimal SHA-256 of the bytes of the images' files, side, labels and names of classes.
 
-        The files are not read. Raises InputError for one that is gone.
+        Every file is read, but not decoded. Raises InputError for one that is gone.
         """
-        sha = hashlib.sha256(f"{tuple(self.x.shape)} {digest([self.y])}\n".encode())
-        for row in self.rows.tolist():
-            path = Path(self.files[row])
-            try:
-                facts = path.stat()
-            except OSError as error:
-                raise InputError(f"{path} cannot be read ({error.strerror}): open the folder anew") from error
-            sha.update(f"{path.parent.name}/{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        sha = hashlib.sha256(f"{tuple(self.x.shape)} {digest([self.y])} {self.classes}\n".encode())
+        with ThreadPoolExecutor() as pool:
+            for row in pool.map(_contents, [self.files[row] for row in self.rows.tolist()]):
+                sha.update(f"{row}\n".encode())
         return sha.hexdigest()
 
     def read(self, parts: Iterable[slice | Int64[Tensor, " b"]]) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
@@ -197,6 +195,13 @@ class Folder(Images):
             if isinstance(x, str):
                 raise InputError(x)
             yield x.to(device, non_blocking=True), self.y[index]
+
+
+def _contents(path: str) -> str:
+    try:
+        return sha256(Path(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): open the folder anew") from error
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_images_in_files_are_told_apart_by_their_files(pictures):
+def test_images_in_files_are_told_apart_by_what_the_files_hold(pictures):
     data = folder(pictures, size=6, workers=0)
     one = data.digest()
     assert folder(pictures, size=6, workers=0).digest() == one == data.subset(range(6)).digest()
@@ -231,8 +231,14 @@ def test_images_in_files_are_told_apart_by_their_files(pictures):
         len({one, folder(pictures, size=5).digest(), data.subset(5).digest(), data.subset([1, 0, 2, 3, 4, 5]).digest()})
         == 4
     )
-    os.utime(pictures / "cat" / "0.png", (1, 1))
-    assert data.digest() != one
+    path = pictures / "cat" / "0.png"
+    os.utime(path, (1, 1))
+    assert data.digest() == one
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    assert data.digest() != one  # of one name, size and date
     assert data.subset([1, 2]).digest() == folder(pictures, size=6).subset([1, 2]).digest()
     (pictures / "cat" / "0.png").unlink()
     with pytest.raises(InputError, match=r"0\.png cannot be read"):
