@@ -18,9 +18,10 @@ from lrc.attacks.losses import fooled
 from lrc.attacks.rng import new_seed
 from lrc.attacks.square import square
 from lrc.attacks.threat_model import Ball, ball
-from lrc.utils.checks import check_generator, check_network, check_whole
+from lrc.utils.checks import check_generator, check_network, check_whole, explained
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
+from lrc.utils.networks import check_independent, untouched
 
 STRANGE = ".*NaN or infinite logits"  # the warning of one attack; who runs several says it once, for all
 
@@ -107,8 +108,8 @@ def autoattack(
         `Verdicts`. Each says what the model answers when asked again about the image returned.
 
     Raises:
-        InputError: as in `lrc.attacks.pgd`; an unknown version, batch_size < 1, or an attack of your own that leaves
-            the ball by more than rounding.
+        InputError: as in `lrc.attacks.pgd`; an unknown version, batch_size < 1, a network whose answer to an image
+            depends on the others in its batch, or an attack of your own that leaves the ball by more than rounding.
 
     Warns:
         RuntimeWarning: some images gave NaN or infinite logits; they count as fooled.
@@ -132,6 +133,10 @@ def autoattack(
     if version == "standard" and x.dim() != 4:
         raise InputError(f"the standard version needs images (n, c, h, w), not {tuple(x.shape)}")
     seed, device = new_seed(generator), next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
+    if len(x):
+        first = x[:1].to(device)
+        with untouched(model), explained(model, first):
+            check_independent(model, first)
     x_adv, nonfinite = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     fooled_by: list[str | None] = [None] * len(x)
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Running a user's network: on loan, in eval mode, and left as it was."""
 
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -142,7 +143,10 @@ def check_independent(model: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
         x: one image or more.
 
     Raises:
-        InputError: the answers differ. Not where they are random, or not finite.
+        InputError: the answers differ by more than a hundredth. Not where they are random, or not finite.
+
+    Warns:
+        RuntimeWarning: they differ by less, as those of a network do that quantizes its activations by their range.
     """
     g = torch.Generator().manual_seed(0)
     others = torch.rand(2, *x.shape[1:], generator=g, dtype=torch.float64).to(x) * x[:1].abs().amax().clamp(min=1e-3)
@@ -158,10 +162,11 @@ def check_independent(model: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
     apart = (one - two).abs().max() if one.numel() else size
     tolerance = max(1e-4, 8 * torch.finfo(one.dtype).eps) if one.is_floating_point() else 0.0
     if apart > tolerance * size and torch.equal(one, answer(others[0])):
-        raise InputError(
-            f"the network's answer to an image depends on the others in its batch (by {float(apart / size):.0%}): "
-            "give its norms running statistics (track_running_stats=True)"
-        )
+        part = float(apart / size)
+        said = f"the network's answer to an image depends on the others in its batch (by {part:.1%})"
+        if part > 0.01:
+            raise InputError(f"{said}: give its norms running statistics (track_running_stats=True)")
+        warnings.warn(f"{said}: figures depend a little on the batch size", RuntimeWarning, stacklevel=3)
 
 
 class _Norms(TorchFunctionMode):

@@ -246,12 +246,31 @@ def test_answers_that_depend_on_neighbours_are_refused():
     )
     for model in (without, OverTheBatch()):
         for n in (1, 2):
-            with pytest.raises(lrc.InputError, match="depends on the others in its batch"):
-                lrc.local_map(model, X[:n])
-            with pytest.raises(lrc.InputError, match="depends on the others in its batch"):
-                lrc.mean_local_map(model, X[:n])
-            with pytest.raises(lrc.InputError, match="depends on the others in its batch"):
-                lrc.accuracy(model, DATA.subset(torch.arange(n)))
+            some = DATA.subset(n)
+            for call in (
+                lambda model=model, n=n: lrc.local_map(model, X[:n]),
+                lambda model=model, n=n: lrc.mean_local_map(model, X[:n]),
+                lambda model=model, n=n: attacks.autoattack(model, X[:n], Y[:n], eps=0.05),
+                lambda model=model, some=some: lrc.accuracy(model, some),
+                lambda model=model, some=some: lrc.evaluate(model, some, attacks="fgsm", masking=False),
+                lambda model=model, some=some: lrc.train(model, some, plain, epochs=1, batch_size=1),
+            ):
+                with pytest.raises(lrc.InputError, match="depends on the others in its batch"):
+                    call()
+
+
+def plain(model, x, y, *, generator):
+    return F.cross_entropy(model(x), y)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantiz")
+def test_answers_that_depend_on_neighbours_by_rounding_are_flagged():
+    """Dynamic quantization scales activations by their range in the batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    net = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+    with pytest.warns(RuntimeWarning, match=r"depends on the others in its batch \(by 0\.\d%\)"):
+        lrc.accuracy(net, DATA)
 
 
 def test_answers_of_their_own_are_not():
