@@ -149,7 +149,7 @@ def check_independent(model: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
         RuntimeWarning: they differ by less, as those of a network do that quantizes its activations by their range.
     """
     g = torch.Generator().manual_seed(0)
-    others = torch.rand(2, *x.shape[1:], generator=g, dtype=torch.float64).to(x) * x[:1].abs().amax().clamp(min=1e-3)
+    others = torch.rand(2, *x.shape[1:], generator=g, dtype=torch.float64).to(x) * x[:1].abs().amax().clamp(min=1)
 
     def answer(other: Tensor) -> Any:
         with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

@@ -270,7 +270,7 @@ def test_answers_that_depend_on_neighbours_by_rounding_are_flagged():
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     net = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
     with pytest.warns(RuntimeWarning, match=r"depends on the others in its batch \(by 0\.\d%\)"):
-        lrc.accuracy(net, DATA)
+        lrc.accuracy(net, lrc.Images((100 * X).byte(), Y, ("a", "b", "c")))
 
 
 def test_answers_of_their_own_are_not():
