@@ -222,7 +222,9 @@ def complaints(path: Path) -> list[str]:
     outputs = [o for c in cells for o in c.outputs]
     lines += [f"a stored error, {o.ename}" for o in failures(notebook)]
     lines += ["a stored warning (stderr)" for o in outputs if o.get("name") == "stderr"]
-    shown = json.dumps([{**o, "data": {k: v for k, v in o.get("data", {}).items() if k not in BASE64}} for o in outputs])
+    shown = json.dumps(
+        [{**o, "data": {k: v for k, v in o.get("data", {}).items() if k not in BASE64}} for o in outputs]
+    )
     return lines + [f"an output with {m.strip()!r}, of one machine" for m in sorted({*UNSTABLE.findall(shown)})]
 
 
