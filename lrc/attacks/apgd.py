@@ -30,6 +30,7 @@ def apgd(
     restarts: int = 1,
     until_fooled: bool = True,
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """Images within eps of x that fool the model, by gradient steps with momentum whose length halves when they stall.
 
@@ -47,6 +48,7 @@ def apgd(
         until_fooled: an image's search ends as soon as it is misclassified, whatever the run. Otherwise all runs are
             made to their end.
         generator: of the random starts, each image's of its own (`lrc.attacks.rng`).
+        precision: as in `lrc.attacks.pgd`; the losses by which steps are halved and points kept stay float32.
 
     Returns:
         For each image the first point found that fools the model, if it may stop there. Else each run's point of
@@ -66,7 +68,7 @@ def apgd(
     check_whole("targets", targets)
     check_flag("until_fooled", until_fooled)
     objective = loss_function(loss, targeted=targets > 0)
-    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
+    with attacked(model, x, y, eps=eps, norm=norm, precision=precision) as (victim, images, labels):
         balls, keys, found = ball(images, eps, norm), image_keys(images, generator), images.clone()
         logits = victim.verdict(images)
         most = torch.full((len(images),), -torch.inf, dtype=logits.dtype, device=images.device)

@@ -15,6 +15,7 @@ from lrc.attacks.apgd import apgd
 from lrc.attacks.common import attacked, check
 from lrc.attacks.fab import fab
 from lrc.attacks.losses import fooled
+from lrc.attacks.precision import check_precision
 from lrc.attacks.rng import new_seed
 from lrc.attacks.square import square
 from lrc.attacks.threat_model import Ball, ball
@@ -89,6 +90,7 @@ def autoattack(
     version: str | Mapping[str, Attack] = "standard",
     batch_size: int = 250,
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Verdicts:
     """Whether each image can be made to fool the model within eps, by an ensemble of attacks with nothing to tune.
 
@@ -103,6 +105,7 @@ def autoattack(
         version: "standard"; or attacks of your own by name, in order, their options fixed by `functools.partial`.
         batch_size: images attacked at once. It changes no verdict, save by rounding.
         generator: of the attacks' random choices; each image's depend on it and on the image alone.
+        precision: as in `lrc.attacks.pgd`, for each of the attacks that has it.
 
     Returns:
         `Verdicts`. Each says what the model answers when asked again about the image returned.
@@ -129,6 +132,7 @@ def autoattack(
     batch_size = min(check_whole("batch_size", batch_size, 1), max(len(x), 1))
     x = x.detach()
     check_generator(generator)
+    check_precision(precision)
     parts = {"clean": as_it_is} | cascade(version, norm)
     if version == "standard" and x.dim() != 4:
         raise InputError(f"the standard version needs images (n, c, h, w), not {tuple(x.shape)}")
@@ -145,7 +149,8 @@ def autoattack(
             left = torch.tensor([i for i, by in enumerate(fooled_by) if by is None], device=x.device)
             for rows in left.split(batch_size) if len(left) else ():
                 a, b = x[rows].detach().to(device), y[rows.to(y.device)].to(device)
-                options = {"eps": eps, "norm": norm, "generator": Generator().manual_seed(part_seed(seed, number))}
+                own = Generator().manual_seed(part_seed(seed, number))
+                options = {"eps": eps, "norm": norm, "generator": own} | searching(precision)
                 found, logits = attempt(model, a, b, attack, options, within=ball(a, eps, norm))
                 hit = fooled(logits, b.long()).to(x.device)
                 x_adv[rows[hit]] = found.to(x)[hit]
@@ -169,6 +174,15 @@ def cascade(version: str | Mapping[str, Attack], norm: str) -> dict[str, Attack]
     if version != "standard":
         raise InputError(f'no version is called {version!r}; there is "standard", or give attacks by name')
     return standard(norm)
+
+
+def searching(precision: str) -> dict[str, str]:
+    """The option of that name, if it is to be another than every attack's own.
+
+    Raises:
+        InputError: an unknown precision.
+    """
+    return {"precision": precision} if check_precision(precision) else {}
 
 
 def part_seed(seed: int, number: int) -> int:

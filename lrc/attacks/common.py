@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lrc.attacks.losses import LOSSES, Loss, fooled, loss_function, margin
+from lrc.attacks.precision import HALF, HalfBackward, check_precision
 from lrc.attacks.threat_model import box, norms
 from lrc.linearization.folding import Folding, folding
 from lrc.utils.checks import (
@@ -23,7 +24,7 @@ from lrc.utils.checks import (
     explained,
 )
 from lrc.utils.errors import InputError
-from lrc.utils.networks import untouched
+from lrc.utils.networks import compiled, modules, untouched
 
 __all__ = [
     "LOSSES",
@@ -53,10 +54,12 @@ class Victim(nn.Module):
         model: images to logits (n, classes).
         highest: the largest label that there is.
         fast: its faster form, if it has one now.
+        bf16: gradients are in bfloat16.
     """
 
-    def __init__(self, model: nn.Module, *, highest: int, fast: Folding | None = None) -> None:
+    def __init__(self, model: nn.Module, *, highest: int, fast: Folding | None = None, bf16: bool = False) -> None:
         super().__init__()
+        self.bf16 = bf16
         self.model, self.highest, self.fast = model, highest, fast or Folding([])
         self.finite: Tensor | None = None
 
@@ -79,8 +82,9 @@ class Victim(nn.Module):
 
     @torch.no_grad()
     def verdict(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
-        """Logits of the model itself."""
-        with self.fast.undone():
+        """Logits of the model itself; where the search is in bfloat16, those in float32 for certain."""
+        exact = torch.autocast(x.device.type, enabled=False) if self.bf16 else nullcontext()
+        with self.fast.undone(), exact:
             return self(x)
 
     def confirmed(
@@ -104,6 +108,7 @@ def attacked(
     norm: str = "linf",
     target: Int[Tensor, "n"] | None = None,
     dims: int | None = None,
+    precision: str = "float32",
 ) -> Iterator[tuple[Victim, Tensor, Tensor]]:
     """The model, images and labels as attacks work on them: checked, untouched, laid out for speed.
 
@@ -111,6 +116,7 @@ def attacked(
         model, x, y, eps, norm: as given to the attack.
         target: in a targeted attack the class wanted for each image.
         dims: dimensions that the images must have.
+        precision: of the gradients, "float32" or "bf16" (`lrc.attacks.precision`).
 
     Yields:
         The model as a `Victim`, with batch norm folded where it can be; the images, detached, 4-dimensional ones on the
@@ -125,6 +131,7 @@ def attacked(
         RuntimeWarning: on leaving, if logits were not finite: such an image counts as fooled.
     """
     check_network(model)
+    half = check_precision(precision)
     check_images(x, dims=dims)
     check(x, y, eps, norm)
     labels = y.to(x.device, torch.long)
@@ -135,9 +142,10 @@ def attacked(
         x = x.clone() if x.is_inference() else x.detach()
         if x.dim() == 4 and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        fast = folding(model, x)
-        with fast.folded():
-            yield (victim := Victim(model, highest=int(labels.amax()) if len(labels) else 0, fast=fast)), x, labels
+        highest, fast = int(labels.amax()) if len(labels) else 0, folding(model, x)
+        victim = Victim(model, highest=highest, fast=fast, bf16=half)
+        with fast.folded(), HalfBackward() if half and not any(map(compiled, modules(model))) else nullcontext():
+            yield victim, x, labels
     if victim.finite is not None and not victim.finite:
         warnings.warn(
             "the network gave NaN or infinite logits; such images count as fooled", RuntimeWarning, stacklevel=4
@@ -174,15 +182,17 @@ def step_length(step: float | None, eps: float, *, steps: int, times: float = 1.
 
 
 def ascent(
-    victim: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss
+    victim: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss, half: bool = False
 ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"], Float[Tensor, "n classes"]]:
     """Gradient by x of each image's own loss, whatever else is in the batch; the losses; the logits.
 
-    Where the logits do not depend on x in a way that can be differentiated the gradient is 0.
+    With `half` all three come from a network in bfloat16, for attacks that decide nothing by the losses. Where the
+    logits do not depend on x in a way that can be differentiated the gradient is 0.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        z = victim(x)
+        with torch.autocast(x.device.type, HALF) if half else nullcontext():
+            z = victim(x)
         values = loss(z if z.dtype == torch.float64 else z.float(), y)
     return pulled_back(victim, values, x), values.detach(), z.detach()
 
@@ -199,10 +209,10 @@ def pulled_back(
 
 
 def input_gradient(
-    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss
+    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss, half: bool = False
 ) -> Float[Tensor, "n *shape"]:
     """Gradient by x of the sum of the losses: each image's own gradient, whatever else is in the batch."""
-    return ascent(model, x, y, loss=loss)[0]
+    return ascent(model, x, y, loss=loss, half=half)[0]
 
 
 def laid_out_like(x: Float[Tensor, "n *shape"], found: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:

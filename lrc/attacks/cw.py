@@ -30,6 +30,7 @@ def cw(
     confidence: float = 0.0,
     target: Int[Tensor, "n"] | None = None,
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """The nearest misclassified images in L2, found by descent on distance and a hinge on the logits.
 
@@ -46,6 +47,7 @@ def cw(
         c: the first of them.
         confidence: lead, in logits, that the wrong class is to have (kappa of the paper).
         generator: taken so that all attacks are called alike; nothing here is random.
+        precision: as in `lrc.attacks.pgd`; objective and logits stay float32.
 
     Returns:
         The nearest image found that fools the model (in a targeted attack: is taken for the target) by the confidence;
@@ -64,7 +66,7 @@ def cw(
     c, rate = check_number("c", c, "(0, inf)"), check_number("rate", rate, "(0, inf)")
     confidence = check_number("confidence", confidence)
     radius = 0.0 if eps is None else eps
-    with attacked(model, x, y, eps=radius, norm="l2", target=target) as (victim, images, labels):
+    with attacked(model, x, y, eps=radius, norm="l2", target=target, precision=precision) as (victim, images, labels):
         s = _begin(victim, images, labels, c=c, confidence=confidence)
         best = s.best.clone()
         s = s[s.nearest > 0]

@@ -33,6 +33,7 @@ def nes(
     norm: str = "linf",
     loss: str | Loss = "ce",
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """Images within eps of x that fool the model, by projected steps along an estimate of the gradient.
 
@@ -47,6 +48,7 @@ def nes(
         step: length of one step, in the units of eps; eps / 10 by default.
         momentum: weight of the former estimates: g <- momentum g + (1 - momentum) estimate.
         generator: of the points, each image's of its own (`lrc.attacks.rng`).
+        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
         For each image the first iterate that fools the model, else the last; x itself where it is misclassified as it
@@ -73,7 +75,7 @@ def nes(
         z = s.inside.project(s.z + length * unit(slope, norm))
         return replace(s, z=z, slope=slope), z, fooled(victim.verdict(z), s.y)
 
-    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
+    with attacked(model, x, y, eps=eps, norm=norm, precision=precision) as (victim, images, labels):
         rows, keys = torch.arange(len(images), device=images.device), image_keys(images, generator)
         s = _Climb(rows, ball(images, eps, norm), labels, keys, images, torch.zeros_like(images))
         return laid_out_like(x, _evolve(victim, images, s, advance, queries // (samples + 1), samples))
@@ -91,6 +93,7 @@ def nattack(
     rate: float = 0.02,
     norm: str = "linf",
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """Images within eps of x that fool the model, drawn from a Gaussian whose mean is learnt by evolution strategies.
 
@@ -105,6 +108,7 @@ def nattack(
         sigma: width of the Gaussian, before the tanh.
         rate: of the steps of the mean.
         generator: of the samples, each image's of its own (`lrc.attacks.rng`).
+        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
         For each image the first sample that fools the model; where none did, the image at the last mean, or x itself
@@ -128,7 +132,7 @@ def nattack(
         s = replace(s, z=s.z + rate / (samples * sigma) * push)
         return s, torch.where(spread(hit, winner), winner, _image(s.inside, s.z)), hit
 
-    with attacked(model, x, y, eps=eps, norm=norm) as (victim, images, labels):
+    with attacked(model, x, y, eps=eps, norm=norm, precision=precision) as (victim, images, labels):
         rows, keys = torch.arange(len(images), device=images.device), image_keys(images, generator)
         s = _Search(rows, ball(images, eps, norm), labels, keys, torch.atanh((2 * images - 1) * INSIDE))
         return laid_out_like(x, _evolve(victim, images, s, advance, queries // samples, samples))

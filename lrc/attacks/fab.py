@@ -29,6 +29,7 @@ def fab(
     targets: int = 0,
     restarts: int = 1,
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """The nearest misclassified images found, or those within eps if a radius is given.
 
@@ -44,6 +45,7 @@ def fab(
             backward pass for each class.
         restarts: how often all runs are repeated, after the first time from a random point.
         generator: of these random points, each image's of its own (`lrc.attacks.rng`).
+        precision: as in `lrc.attacks.pgd`; the logits that say how far a boundary is stay float32.
 
     Returns:
         Without eps, the nearest misclassified image found, or x itself where none was (or x is misclassified).
@@ -67,7 +69,7 @@ def fab(
     check_whole("restarts", restarts, 1)
     check_whole("targets", targets)
     radius = 0.0 if eps is None else eps
-    with attacked(model, x, y, eps=radius, norm=norm) as (victim, images, labels):
+    with attacked(model, x, y, eps=radius, norm=norm, precision=precision) as (victim, images, labels):
         balls, keys = ball(images, radius, norm), image_keys(images, generator)
         logits = victim.verdict(images)
         state = _begin(images, labels)[~fooled(logits, labels)]

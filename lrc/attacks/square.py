@@ -29,6 +29,7 @@ def square(
     share: float = 0.8,
     horizon: int | None = None,
     generator: Generator | None = None,
+    precision: str = "float32",
 ) -> Float[Tensor, "n *shape"]:
     """Images within eps of x that fool the model, by trying random squares and keeping those that raise the margin.
 
@@ -42,6 +43,7 @@ def square(
         horizon: number of queries over which the squares shrink to the smallest; `queries` by default. AutoAttack stops
             after 5,000 of 10,000.
         generator: of all random choices, each image's of its own (`lrc.attacks.rng`).
+        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
         For each image the first point found that fools the model, else that of the largest margin; x itself where
@@ -60,7 +62,7 @@ def square(
     check_number("share", share, "(0, 1]")
     if horizon is not None:
         check_whole("horizon", horizon, 1)
-    with attacked(model, x, y, eps=eps, norm=norm, dims=4) as (victim, images, labels):
+    with attacked(model, x, y, eps=eps, norm=norm, dims=4, precision=precision) as (victim, images, labels):
         found, keys = images.clone(), image_keys(images, generator)
         rows = torch.arange(len(images), device=images.device)
         loss = torch.full((len(images),), -torch.inf, device=images.device)

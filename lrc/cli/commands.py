@@ -52,6 +52,7 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="File for the report, as JSON.")] = None,
     surrogate: Annotated[str, typer.Option(help="Another network, to transfer examples from.")] = "",
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
+    precision: Annotated[str, typer.Option(help="Of the gradients in the search: float32 or bf16.")] = "float32",
 ) -> None:
     """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
     from rich.console import Console
@@ -71,7 +72,7 @@ def evaluate(
     report = lrc.evaluate(
         found.model.to(device()), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
         batch_size=batch_size, generator=Generator().manual_seed(seed), out=out, masking=masking,
-        surrogate=other, progress=sys.stdout.isatty(),
+        surrogate=other, progress=sys.stdout.isatty(), precision=precision,
     )  # fmt: skip
     Console().print(report)
     for note in found.notes:

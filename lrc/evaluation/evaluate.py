@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import autoattack
-from lrc.attacks.autoattack import STRANGE, Attack, as_it_is, attempt, cascade, part_seed
+from lrc.attacks.autoattack import STRANGE, Attack, as_it_is, attempt, cascade, part_seed, searching
 from lrc.attacks.common import check
 from lrc.attacks.rng import new_seed
 from lrc.attacks.threat_model import ball
@@ -45,6 +45,7 @@ def evaluate(
     masking: bool = True,
     surrogate: nn.Module | None = None,
     progress: bool = False,
+    precision: str = "float32",
 ) -> Report:
     """Accuracy as it is and under each attack, what the attacks cost, and signs that they were fended off by masking.
 
@@ -69,6 +70,8 @@ def evaluate(
         masking: look for signs of masking (`lrc.evaluation.masking_flags`) too.
         surrogate: another network for the same classes, from which examples are transferred when looking for them.
         progress: show a progress bar for each attack, or part of one.
+        precision: of the gradients in the search, "float32" or "bf16", for each of the attacks that has that option;
+            verdicts, and the look for masking, are in float32 always.
 
     Raises:
         InputError: no images, other classes than the network's, an unknown attack or norm, an attack that leaves the
@@ -97,7 +100,7 @@ def evaluate(
         check_independent(model, first.to(device_of(model, data)))
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
-    run = _begin(model, data, eps, norm, batch_size, None if out is None else Path(out), generator, progress)
+    run = _begin(model, data, eps, norm, batch_size, None if out is None else Path(out), generator, progress, precision)
     report = _report(run)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=STRANGE)  # the report says it
@@ -126,10 +129,11 @@ class _Run:
 
 def _begin(
     model: nn.Module, data: Images, eps: float, norm: str, batch_size: int, out: Path | None,
-    generator: Generator | None, progress: bool,
+    generator: Generator | None, progress: bool, precision: str,
 ) -> _Run:  # fmt: skip
     """Opens the store, where the run may have been begun before."""
-    identity = {"eps": eps, "norm": norm, "images": data.digest(), "model": fingerprint(model)}
+    identity: dict[str, Any] = {"eps": eps, "norm": norm, "images": data.digest(), "model": fingerprint(model)}
+    identity |= searching(precision)
     seed = None if generator is None else new_seed(generator)
     told: dict[str, Any] = {}
     if out is not None:  # only then there may be another network to tell this one from
@@ -190,11 +194,11 @@ class _Part:
 def _parts(name: str, attack: Attack, report: Report) -> list[_Part]:
     """The attacks of which one consists: those of AutoAttack, or itself alone."""
     seed = (report.seed + zlib.crc32(name.encode())) % 2**63
-    options: dict[str, Any] = {"eps": report.eps, "norm": report.norm}
+    options: dict[str, Any] = {"eps": report.eps, "norm": report.norm} | searching(report.precision)
     if getattr(attack, "func", attack) is not autoattack:
         return [_Part(name, attack, seed, options)]
     fixed = getattr(attack, "keywords", {})
-    options |= {key: fixed[key] for key in options.keys() & fixed.keys()}
+    options |= {key: fixed[key] for key in ("eps", "norm", "precision") if key in fixed}
     parts, own = cascade(fixed.get("version", "standard"), options["norm"]), new_seed(Generator().manual_seed(seed))
     return [
         _Part(part, each, part_seed(own, number), options)

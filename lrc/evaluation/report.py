@@ -192,6 +192,7 @@ class Report:
         superclass_of: the superclass of each class, as an index.
         flags: signs of masking that were looked for; None if they were not, or no image is right to look at.
         versions: of the packages.
+        precision: of the gradients in the search; verdicts are in float32.
     """
 
     classes: tuple[str, ...]
@@ -206,6 +207,7 @@ class Report:
     superclass_of: tuple[int, ...] = ()
     flags: tuple[Flag, ...] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
 
     def __len__(self) -> int:
         return len(self.labels)

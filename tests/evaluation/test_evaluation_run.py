@@ -282,6 +282,7 @@ def test_without_a_generator_a_run_goes_on_with_its_own_seed(tmp_path):
         (dict(attacks={"a": partial(pgd, steps=1, loss="margin")}), "attack"),
         (dict(attacks={"a": partial(pgd, steps=2)}), "attack"),
         (dict(generator=seeded(9)), "seed"),
+        (dict(precision="bf16"), "precision"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(tmp_path, change, names):
@@ -610,3 +611,26 @@ def test_a_report_holds_no_nan(tmp_path):
     json.loads(text, parse_constant=pytest.fail)
     assert same(evaluate(Flat(), linear()[1], attacks="fgsm", eps=EPS, out=tmp_path), report)
     Console(file=io.StringIO()).print(report)
+
+
+def test_a_search_in_bfloat16_reaches_every_part_that_knows_it():
+    """Attacks that know the option get it, others are called as ever."""
+    model, data = linear()
+    seen = []
+
+    def knowing(model, x, y, *, eps, precision="float32"):
+        seen.append(precision)
+        return x
+
+    def unknowing(model, x, y, *, eps):
+        seen.append(None)
+        return x
+
+    parts = {"one": knowing, "two": unknowing}
+    attacks = {"a": knowing, "b": unknowing, "auto": partial(autoattack, version=parts)}
+    run = partial(evaluate, model, data, attacks=attacks, masking=False)
+    report = run(precision="bf16")
+    assert seen == ["bf16", None, "bf16", None] and report.precision == "bf16"
+    assert Report.from_json(report.to_json()).precision == "bf16"
+    with pytest.raises(InputError, match="precision"):
+        run(precision="fp8")

@@ -112,11 +112,12 @@ def test_parts_of_autoattack_agree_with_pyautoattack(name, part, norm, points, m
     assert 100 * abs(ours.float().mean() - theirs.float().mean()) <= points + 1e-4
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_autoattack_agrees_with_pyautoattack(name):
+def test_autoattack_agrees_with_pyautoattack(name, precision):
     """The whole standard version, within 0.2 points of robust accuracy."""
     model, (x, y) = lrc.zoo.load(name), images(500)
-    found = autoattack(model, x, y, eps=EPS, generator=Generator().manual_seed(0))
+    found = autoattack(model, x, y, eps=EPS, precision=precision, generator=Generator().manual_seed(0))
     theirs = right(model, by_pyautoattack(model, x, y), y)
     print(f"{name}: {found.robust_accuracy:.4f}, pyautoattack {theirs.float().mean():.4f},", end=" ")
     print(f"{(found.fooled == theirs).sum()} of {len(y)} verdicts differ")
