@@ -80,13 +80,14 @@ def train(
     from lrc.experiments import fitting, store, zoo
     from lrc.training import distributed
     from lrc.utils.devices import device
+    from lrc.utils.files import locked
 
     fabric = distributed.join(device())
     recipe, test = _complete(_recipe(DEFAULTS if config is None else _read(config), given, set or []))
     zoo.objective(
         recipe, test.hierarchy
     )  # may be refused, or train a teacher: before there is a trace of this training
-    with store.alone(out) if fabric.is_global_zero else nullcontext():
+    with locked(out) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             store.claim(out, recipe)
         model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())

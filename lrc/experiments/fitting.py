@@ -27,6 +27,7 @@ from lrc.training.checkpoints import LAST, PREVIOUS
 from lrc.training.objectives import Objective, collapsed, named, watch_collapse
 from lrc.utils.devices import device
 from lrc.utils.errors import InputError
+from lrc.utils.files import locked
 
 __all__ = [
     "figures",
@@ -60,7 +61,7 @@ def obtain(wanted: Recipe, *, name: str, progress: bool = False, mend: str = "")
     ):  # the others would wait for ever
         mend = mend or f"call lrc.zoo.obtain({name!r}) in one process first"
         raise InputError(f"{name} has not been trained here: {mend}")
-    with store.alone(place, wait=True):
+    with locked(place, wait=True):
         if not (place / WEIGHTS_FILE).exists():
             if progress:
                 print(f"{name} is not shipped: training it, once on this machine", file=sys.stderr)
@@ -166,16 +167,10 @@ def untrained(wanted: Recipe) -> nn.Module:
     """The network with its initial weights, which depend on the recipe's seed alone.
 
     Raises:
-        InputError: it cannot be built, for an option that it does not have, or memory that there is not.
+        InputError: as `lrc.models.build`.
     """
-    name, generator = wanted.network.name, Generator().manual_seed(wanted.training.seed)
-    try:
-        return build(name, generator=generator, **wanted.network.options)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"the network {name} cannot be built with {dict(wanted.network.options)}: {reason}") from error
+    generator = Generator().manual_seed(wanted.training.seed)
+    return build(wanted.network.name, generator=generator, **wanted.network.options)
 
 
 def restore(wanted: Recipe, weights: Path) -> nn.Module:

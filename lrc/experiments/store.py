@@ -6,12 +6,8 @@ with recipe and metrics in the same file. Whether it is of the recipe that is wa
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from lrc.experiments.recipe import Recipe, identity, names, read, recipe, recipes
 from lrc.utils.errors import InputError
@@ -26,7 +22,6 @@ __all__ = [
     "WEIGHTS",
     "WEIGHTS_FILE",
     "Metrics",
-    "alone",
     "cached",
     "claim",
     "fill",
@@ -62,7 +57,8 @@ def info(name: str) -> dict[str, Any]:
     Raises:
         InputError: an unknown name, or a damaged record.
     """
-    wanted, made = recipes().get(name) or recipe(name), WEIGHTS / f"{name}.json"
+    known = recipes().get(name) if isinstance(name, str) else None
+    wanted, made = known or recipe(name), WEIGHTS / f"{name}.json"
     record = {"name": name, "recipe": wanted.written(), "shipped": (WEIGHTS / f"{name}.safetensors").exists()}
     return record | (read_json(made, unsealed=True) if made.exists() else {})
 
@@ -110,31 +106,6 @@ def cached(kind: str, *what: Any) -> Path:
 
     digest = hashlib.sha256(json.dumps([*what, VERSION], sort_keys=True).encode())
     return folder() / kind / digest.hexdigest()[:20]
-
-
-@contextmanager
-def alone(place: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a folder, made if need be, for this process.
-
-    Args:
-        wait: for a process that holds it.
-
-    Raises:
-        InputError: another process holds it, or it cannot be written.
-    """
-    lock = FileLock(place / "lock")
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout as error:
-        raise InputError(f"another process is training in {place}: wait for it, or name another folder") from error
-    except OSError as error:
-        reason = f"{place} cannot be written ({error.strerror})"
-        raise InputError(f"{reason}: name another folder, or set LRC_CACHE where it is in the cache") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def claim(place: Path, wanted: Recipe) -> None:

@@ -32,7 +32,7 @@ from lrc.experiments.recipe import Change, names, recipe
 from lrc.experiments.store import WEIGHTS_FILE, Metrics, info
 from lrc.utils.devices import device
 from lrc.utils.errors import InputError
-from lrc.utils.files import load_tensors, save_tensors, write, write_json
+from lrc.utils.files import load_tensors, locked, save_tensors, write, write_json
 
 __all__ = [
     "fit",
@@ -167,7 +167,7 @@ def make(
         InputError: the folder holds what another recipe made.
     """
     wanted, place = recipe(name), Path(work) / name
-    with store.alone(place):
+    with locked(place):
         network, history = fitting.trained(wanted, place=place, progress=progress)  # of rounded weights
         test = fitting.split_images(wanted)[2]
         test = test.subset(min(images, len(test)))

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,29 +81,34 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder for this thread alone, which may lock it again, until the context ends or the process is gone.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """The folder, made if need be, for this thread alone, which may lock it again, until the context ends.
 
-    Where the system has no locks (Windows, some network drives) nothing is locked.
+    The lock goes with the process. Where the system has none (Windows, some network drives) nothing is locked.
+
+    Args:
+        wait: for another process or thread that has it.
 
     Raises:
-        InputError: another process or thread has it.
+        InputError: another process or thread has it, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     place, own = (folder / LOCK).resolve(), (os.getpid(), threading.get_ident(), object())
     holder = _held.setdefault(place, own)
     if holder[:2] == own[:2] and holder is not own:
         yield
         return
+    while wait and holder is not own and holder[0] == os.getpid():
+        time.sleep(0.1)
+        holder = _held.setdefault(place, own)
     refusal = InputError(f"another process is at work in {folder}: wait until it ends, or name another folder")
     if holder is not own and holder[0] == os.getpid():
         raise refusal
     _held[place] = own  # what a fork inherits is no lock
     try:
-        with place.open("ab") as file:
+        with _opened(place) as file:
             if fcntl is not None:
                 try:  # not flock, which a child that outlives this process would hold
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except (BlockingIOError, PermissionError):
                     raise refusal from None
                 except OSError:  # no locks there
@@ -110,6 +116,15 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     finally:
         del _held[place]
+
+
+def _opened(lock: Path) -> BinaryIO:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("ab")
+    except OSError as error:
+        reason = f"{lock.parent} cannot be written ({error.strerror})"
+        raise InputError(f"{reason}: name another folder, or set LRC_CACHE where it is in the cache") from error
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:

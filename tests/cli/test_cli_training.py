@@ -16,12 +16,12 @@ from lrc import cli, data, zoo
 from lrc.cli import training
 from lrc.experiments import fitting, store
 from lrc.experiments import recipe as recipes
-from lrc.utils.files import read_json
+from lrc.utils.files import locked, read_json
 
 TINY = ["--data", "shapes", "--arch", "resnet8", "--width", "4", "--limit", "48", "--validation", "16",
         "--batch-size", "16", "--epochs", "2", "--steps", "1"]  # fmt: skip
 
-CONTENT = {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", "lock", ".lock"}
+CONTENT = {"config.json", "metrics.jsonl", "weights.safetensors", "figures.json", ".lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +91,10 @@ def test_a_finished_training_stays_as_it_is(command):
 
 
 def test_a_second_training_in_the_same_folder_is_refused(command):
-    with store.alone(Path("x")):
+    with locked(Path("x")):
         status, output, err = command("train", *TINY, "--out", "x", "--seed", "1")
     assert (status, output) == (2, "") and {path.name for path in Path("x").iterdir()} == {"lock"}
-    assert err == "lrc: another process is training in x: wait for it, or name another folder\n"
+    assert err == "lrc: another process is at work in x: wait until it ends, or name another folder\n"
 
 
 def test_the_folder_of_another_training_is_refused(command):

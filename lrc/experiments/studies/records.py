@@ -37,7 +37,7 @@ def _lines(study: str) -> dict[str, Figures]:
     path = RECORDS / f"{study}.jsonl"
     if not path.exists():
         return {}
-    lines = read_lines(path, unsealed=True)
+    lines = read_lines(path)
     try:
         return {line["row"]: line for line in lines if _alike(line["made_by"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,7 @@ from lrc.experiments.studies.plan import Row, row, rows, study_called
 from lrc.experiments.studies.records import Figures, check, kept, options, record, recorded
 from lrc.utils.devices import device
 from lrc.utils.errors import InputError
+from lrc.utils.files import locked
 
 __all__ = ["column", "make", "paired", "table"]
 
@@ -96,7 +97,7 @@ def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
     wanted = row(name)
     check(wanted.study)  # before hours of training, not after
     place = Path(work) / name
-    with store.alone(place, wait=True):
+    with locked(place, wait=True):
         made = recipe(wanted.recipe, change=wanted.change)
         if shipped := store.shipped(made):
             network, history = zoo.load(shipped).to(device()), zoo.info(shipped)["metrics"]

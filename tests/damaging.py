@@ -1,0 +1,36 @@
+"""Damage to files, of the kinds that disks, copies and editors do."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+MUTATIONS = int(os.environ.get("LRC_MUTATIONS", 12))
+"""How many a kind of file; LRC_MUTATIONS=300 makes that many."""
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Some damage: a byte of another value or gone or put in, a cut, two blocks exchanged or doubled, zeros, noise."""
+    i, j, cut = sorted(rng.sample(range(len(content)), 3))
+    return rng.choice(
+        [
+            content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :],
+            content[:i] + content[i + 1 :],
+            content[:i] + bytes([rng.randrange(256)]) + content[i:],
+            content[:cut],
+            content[:i] + content[j:cut] + content[i:j] + content[cut:],
+            content[:i] + bytes(j - i) + content[j:],
+            content[:j] + content[i:],
+            content[:i] + rng.randbytes(min(16, j - i)) + content[min(i + 16, j) :],
+        ]
+    )
+
+
+def mutations(path: Path, seed: str) -> Iterator[int]:
+    """Damages the file in many ways, one after the other; in the end it is whole again. Yields their numbers."""
+    whole, rng = path.read_bytes(), random.Random(seed)
+    for i in range(MUTATIONS):
+        if (content := damaged(whole, rng)) != whole:
+            path.write_bytes(content)
+            yield i
+    path.write_bytes(whole)
