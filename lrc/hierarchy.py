@@ -37,6 +37,8 @@ class Level:
     def __post_init__(self) -> None:
         """Raises InputError unless every group exists, has a class and a name of its own."""
         check_names("group", self.names)
+        if not isinstance(self.of, tuple) or not all(isinstance(number, int) for number in self.of):
+            raise InputError(f"level {self.name!r}: `of` must be a tuple of numbers of groups, not {self.of!r:.80}")
         if set(self.of) != set(range(len(self.names))):
             raise InputError(f"level {self.name!r}: every entry of `of` must name a group, and every group a class")
 
@@ -70,6 +72,8 @@ class Hierarchy:
     def __post_init__(self) -> None:
         """Raises InputError for a class that is there twice or not in a level, or levels that do not nest."""
         check_names("class", self.classes)
+        if not isinstance(self.levels, tuple) or not all(isinstance(level, Level) for level in self.levels):
+            raise InputError(f"levels of a hierarchy must be Levels, in a tuple, not {self.levels!r:.80}")
         for level in self.levels:
             if len(level.of) != len(self.classes):
                 raise InputError(f"level {level.name!r} groups {len(level.of)} classes, there are {len(self.classes)}")
@@ -153,6 +157,8 @@ def wordnet_distance(classes: Sequence[str]) -> Float[Tensor, "classes classes"]
             [ 6.,  5.,  0., 13.],
             [17., 12., 13.,  0.]], dtype=torch.float64)
     """
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"classes must be a list of names, not {classes!r:.80}")
     place, up = _wordnet()
     if missing := [name for name in classes if name not in place]:
         raise InputError(f"no WordNet senses are kept for {missing}: give a distance of your own, or a Hierarchy's")

@@ -1,5 +1,6 @@
 """How much more alike classes are within groups than between them, and what random weights give."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,9 +10,10 @@ from torch import Generator, Tensor, nn
 
 from lrc.clustering.similarity import as_matrix, class_correlation
 from lrc.linearization import linear_map
+from lrc.utils.checks import check_generator, check_number, check_tensor, check_whole
 from lrc.utils.errors import InputError
 
-__all__ = ["Groups", "contrast", "contrasts", "labels_of", "labels_within", "p_value", "random_contrasts"]
+__all__ = ["Groups", "contrast", "contrasts", "labels_of", "listed", "labels_within", "p_value", "random_contrasts"]
 
 Groups = Sequence[Sequence[int]]
 """Class indices, each class in exactly one group."""
@@ -35,8 +37,9 @@ def contrast(C: Float[Tensor, "classes classes"], groups: Groups, *, within: Gro
     >>> round(contrast(C, [[0, 1], [2]]), 6)
     0.6
     """
+    C = as_matrix(C)
     labels = labels_of(groups, len(C))
-    return float(contrasts(as_matrix(C), labels[None], labels_within(within, labels)))
+    return float(contrasts(C, labels[None], labels_within(within, labels)))
 
 
 def contrasts(
@@ -63,13 +66,21 @@ def labels_of(groups: Groups, classes: int) -> Int[Tensor, " classes"]:
     Raises:
         InputError: not each of the classes is in exactly one group, or a group is empty.
     """
-    if sorted(c for group in groups for c in group) != list(range(classes)) or not all(map(len, groups)):
-        shown = [list(group) for group in groups]
-        raise InputError(f"groups must hold each class from 0 to {classes - 1} once and none be empty, not {shown}")
+    members = listed(groups)
+    if sorted(c for group in members for c in group) != list(range(classes)) or not all(members):
+        raise InputError(f"groups must hold each class from 0 to {classes - 1} once and none be empty, not {members}")
     labels = torch.empty(classes, dtype=torch.int64)
-    for number, group in enumerate(groups):
-        labels[list(group)] = number
+    for number, group in enumerate(members):
+        labels[group] = number
     return labels
+
+
+def listed(groups: Groups) -> list[list[int]]:
+    """The groups as lists of whole numbers. Raises InputError for what are no such groups."""
+    try:
+        return [[operator.index(c) for c in group] for group in groups]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"groups must be lists of class indices, as [[0, 1], [2, 3]], not {groups!r:.80}") from error
 
 
 def labels_within(within: Groups | None, labels: Int[Tensor, " classes"]) -> Int[Tensor, " classes"]:
@@ -111,8 +122,8 @@ def random_contrasts(
     >>> bool(null.mean().abs() < 0.03), round(float(null.std()), 2), p_value(0.5, null) < 0.01
     (True, 0.11, True)
     """
-    if n < 1:
-        raise InputError(f"n must be at least 1, not {n}")
+    check_whole("n", n, 1)
+    check_generator(generator)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     maps = (build(generator) for _ in range(n))
@@ -131,6 +142,8 @@ def p_value(value: float, null: Float[Tensor, " n"]) -> float:
     >>> p_value(0.5, torch.tensor([0.1, 0.7, 0.2, -0.1]))
     0.4
     """
-    if not null.isfinite().all() or not abs(value) < torch.inf:
-        raise InputError("the value and the sample of its null distribution must be finite")
+    check_number("the value", value, "(-inf, inf)")
+    check_tensor("null", null)
+    if null.is_complex() or null.dim() != 1 or not null.isfinite().all():
+        raise InputError("the sample of the null distribution must be a vector of finite numbers")
     return (1 + int((null >= value).sum())) / (1 + len(null))

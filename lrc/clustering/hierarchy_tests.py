@@ -13,6 +13,7 @@ from lrc.clustering.permutations import EXACT_LIMIT, PermutationTest, holm, perm
 from lrc.clustering.similarity import BLOCK, as_matrix
 from lrc.clustering.trees import off_diagonal
 from lrc.hierarchy import Hierarchy, Level
+from lrc.utils.checks import check_flag, check_generator, check_whole
 from lrc.utils.errors import InputError
 
 __all__ = ["LevelTest", "mantel_test", "permutation_tests"]
@@ -79,6 +80,10 @@ def permutation_tests(
     pair class half 0.0 9 1.0
     half pair None 1.0 3 0.667
     """
+    if not isinstance(hierarchy, Hierarchy):
+        raise InputError(f"hierarchy must be an lrc.hierarchy.Hierarchy, not {type(hierarchy).__name__}")
+    check_flag("conditional", conditional)
+    C = as_matrix(C)
     if len(C) != len(hierarchy.classes) or not hierarchy.levels:
         has = f"{len(hierarchy.classes)} classes in {len(hierarchy.levels)} levels"
         raise InputError(f"C of {len(C)} classes needs a hierarchy of these, with a level or more: this one has {has}")
@@ -105,7 +110,7 @@ def _means(C: Float[Tensor, "classes classes"], units: Level) -> Float[Tensor, "
     """Mean of C between any two units, over all pairs of a class of one and a class of the other."""
     member = F.one_hot(torch.tensor(units.of)).double()
     member /= member.sum(0)
-    return member.T @ as_matrix(C) @ member
+    return member.T @ C @ member
 
 
 def _grouped(level: Level, units: Level) -> list[list[int]]:
@@ -147,6 +152,8 @@ def mantel_test(
     >>> mantel_test(C, distance)
     PermutationTest(statistic=0.840..., p_value=0.333..., rank=1, n_splits=24, exact=True)
     """
+    check_whole("samples", samples, 1)
+    check_generator(generator)
     ours, theirs = _ranks(1 - as_matrix(C)), _ranks(as_matrix(distance))
     off_diagonal(ours, theirs)
     held = torch.zeros_like(ours) if given is None else _ranks(as_matrix(given))

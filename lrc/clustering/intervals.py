@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from lrc.utils.checks import MISTAKES, check_generator, check_number, check_tensor, check_whole, first_line
 from lrc.utils.errors import InputError
 
 __all__ = ["Interval", "bootstrap", "t_interval"]
@@ -58,6 +59,9 @@ def t_interval(values: Float[Tensor, " n"], *, confidence: float = 0.95) -> Inte
     """
     from scipy import stats  # here: slow to import
 
+    check_tensor("values", values)
+    if values.dim() != 1 or values.is_complex():
+        raise InputError(f"values must be real numbers (n,), not {values.dtype} {tuple(values.shape)}")
     values = values.detach().cpu().double()
     _check(len(values), 2, confidence)
     if not values.isfinite().all():
@@ -99,9 +103,16 @@ def bootstrap(
     """
     from scipy import stats  # here: slow to import
 
-    _check(len(samples), FEWEST, confidence)
-    if resamples < 1:
-        raise InputError(f"resamples must be at least 1, not {resamples}")
+    check_tensor("samples", samples)
+    _check(len(samples) if samples.dim() else 1, FEWEST, confidence)
+    check_whole("resamples", resamples, 1)
+    check_generator(generator)
+    try:
+        value = float(statistic(samples))
+    except MISTAKES as error:
+        raise InputError(
+            f"the statistic gives no number of samples {tuple(samples.shape)}: {first_line(error)}"
+        ) from error
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
@@ -113,7 +124,7 @@ def bootstrap(
             n_resamples=resamples, vectorized=False, confidence_level=confidence, method="BCa",
             rng=np.random.default_rng(seed),
         )  # fmt: skip
-    value, drawn = float(statistic(samples)), found.bootstrap_distribution
+    drawn = found.bootstrap_distribution
     low, high = map(float, found.confidence_interval)
     if (drawn == value).all():
         low = high = value
@@ -125,5 +136,4 @@ def bootstrap(
 def _check(n: int, fewest: int, confidence: float) -> None:
     if n < fewest:
         raise InputError(f"an interval of this kind takes at least {fewest} samples, not {n}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1, not {confidence}")
+    check_number("confidence", confidence, "(0, 1)")

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from lrc.clustering.contrasts import Groups, contrasts, labels_of, labels_within
 from lrc.clustering.similarity import BLOCK, as_matrix
+from lrc.utils.checks import check_generator, check_whole
 from lrc.utils.errors import InputError
 
 __all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
@@ -68,7 +69,10 @@ def permutation_test(
     >>> permutation_test(C, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]])
     PermutationTest(statistic=1.0, p_value=0.00476..., rank=1, n_splits=210, exact=True)
     """
-    C, given = as_matrix(C), labels_of(groups, len(C))
+    check_whole("samples", samples, 1)
+    check_generator(generator)
+    C = as_matrix(C)
+    given = labels_of(groups, len(C))
     coarse = labels_within(within, given)
     exact = _number_within(given, coarse) <= EXACT_LIMIT
     others = splits_within(given, coarse) if exact else random_splits(given, samples, generator, coarse=coarse)
@@ -106,9 +110,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
     """
-    p = torch.tensor(p_values, dtype=torch.float64)
+    try:
+        p = torch.as_tensor(p_values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"p values must be a list of numbers, not {p_values!r:.80}") from error
+    if p.dim() != 1:
+        raise InputError(f"p values must be one list of numbers, not of shape {tuple(p.shape)}")
     if not ((p >= 0) & (p <= 1)).all():
-        raise InputError(f"p values must be in [0, 1], not {[value for value in p_values if not 0 <= value <= 1][0]}")
+        raise InputError(f"p values must be in [0, 1], not {[value for value in p.tolist() if not 0 <= value <= 1][0]}")
     order = p.argsort()
     factors = torch.arange(len(p), 0, -1)
     corrected = torch.empty_like(p)
@@ -178,8 +187,7 @@ def random_splits(
     Raises:
         InputError: no samples.
     """
-    if samples < 1:
-        raise InputError(f"samples must be at least 1, not {samples}")
+    check_whole("samples", samples, 1)
     if coarse is None:
         coarse = torch.zeros_like(given)
     if generator is None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lrc.linearization import linear_map
+from lrc.utils.checks import check_flag, check_labels, check_matrix, check_rows
 from lrc.utils.errors import InputError
 
 __all__ = ["BLOCK", "as_matrix", "class_correlation", "effective_rank", "eigengap", "eigenvalues", "feature_distance"]
@@ -42,7 +43,10 @@ def class_correlation(
             [0.0000, 1.0000, 0.7071],
             [0.7071, 0.7071, 1.0000]])
     """
-    rows = (linear_map(W) if isinstance(W, nn.Module) else W).flatten(1)
+    check_flag("centre", centre)
+    W = linear_map(W) if isinstance(W, nn.Module) else W
+    check_rows("W", W)
+    rows = W.flatten(1)
     largest = _largest(rows.detach(), centre)[:, None]
     G = _gram(rows, largest, centre)
     lengths = G.diagonal().sqrt()
@@ -70,13 +74,16 @@ def feature_distance(
             [0., 0., 1.],
             [1., 1., 0.]])
     """
-    if not len(labels) or labels.min() < 0:
-        raise InputError("feature_distance needs at least one image, and labels from 0 on")
+    check_rows("logits", logits)
+    check_labels(labels, len(logits))
+    logits, labels = logits.flatten(1), labels.to(logits.device, torch.int64)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
     counts = labels.bincount()
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
         raise InputError(f"classes {missing} have no images, so no mean: pass images of every class")
-    means = logits.new_zeros(len(counts), logits.shape[1]).index_add(0, labels.long(), logits) / counts[:, None]
+    means = logits.new_zeros(len(counts), logits.shape[1]).index_add(0, labels, logits) / counts[:, None]
     distance = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()  # the other mode cancels
     largest = distance.amax(1, keepdim=True)
     if not ((largest > 0) & largest.isfinite()).all():
@@ -115,9 +122,10 @@ def eigengap(C: Float[Tensor, "classes classes"]) -> int:
     >>> eigengap(torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)))
     2
     """
-    if len(C) < 2:
-        raise InputError(f"a gap takes at least two classes, not {len(C)}")
-    return int(eigenvalues(C).diff().argmin()) + 1
+    values = eigenvalues(C)
+    if len(values) < 2:
+        raise InputError(f"a gap takes at least two classes, not {len(values)}")
+    return int(values.diff().argmin()) + 1
 
 
 def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False) -> float:
@@ -135,6 +143,8 @@ def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False)
     >>> round(effective_rank(torch.eye(4)), 6), round(effective_rank(torch.eye(4), centre=True), 6)
     (4.0, 3.0)
     """
+    check_rows("W", W)
+    check_flag("centre", centre)
     rows = W.detach().flatten(1)
     gram = _gram(rows, rows.abs().max(), centre).cpu().double()
     if not 1e-24 * rows.numel() < gram.trace() < torch.inf:  # what rounding leaves of equal rows is less
@@ -148,10 +158,9 @@ def as_matrix(C: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes cla
     """C for statistics: in double precision, on the CPU.
 
     Raises:
-        InputError: C is not finite.
+        InputError: C is no square matrix, or not finite.
     """
-    if not C.isfinite().all():
-        raise InputError("the matrix of classes holds values that are not finite")
+    check_matrix("the matrix of classes", C)
     return C.detach().cpu().double()
 
 

@@ -8,9 +8,10 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from lrc.clustering.contrasts import Groups, labels_of
+from lrc.clustering.contrasts import Groups, labels_of, listed
 from lrc.clustering.similarity import BLOCK, as_matrix
-from lrc.utils.errors import InputError
+from lrc.utils.checks import check_whole
+from lrc.utils.errors import InputError, first_line
 
 __all__ = [
     "agreement",
@@ -33,15 +34,18 @@ def tree(C: Float[Tensor, "classes classes"]) -> Float[np.ndarray, "merges 4"]:
         Row m: the two clusters that become cluster classes + m, their mean distance, and the number of classes in it.
 
     Raises:
-        InputError: fewer than two classes, or C is not finite.
+        InputError: fewer than two classes, or C is not finite or not symmetric.
 
     >>> tree(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])).round(6)
     array([[0. , 1. , 0.2, 2. ],
            [2. , 3. , 0.8, 3. ]])
     """
+    C = as_matrix(C)
     if len(C) < 2:
         raise InputError(f"a tree takes at least two classes, not {len(C)}")
-    distance = (1 - as_matrix(C)).clamp(min=0).numpy()
+    if not torch.allclose(C, C.T, atol=1e-5):
+        raise InputError("a tree is that of a symmetric matrix, such as C: (F + F.T) / 2 makes one of another")
+    distance = (1 - C).clamp(min=0).numpy()
     linkage: Float[np.ndarray, "merges 4"] = hierarchy.linkage(squareform(distance, checks=False), method="average")
     return linkage
 
@@ -59,8 +63,8 @@ def cut(merges: Float[np.ndarray, "merges 4"], k: int) -> list[list[int]]:
     >>> cut(tree(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])), 2)
     [[0, 1], [2]]
     """
-    classes = len(merges) + 1
-    if not 1 <= k <= classes:
+    classes = _check(merges)
+    if check_whole("k", k) not in range(1, classes + 1):
         raise InputError(f"a tree of {classes} classes can be cut into 1 to {classes} groups, not {k}")
     labels = hierarchy.cut_tree(merges, n_clusters=k).ravel()
     return sorted(np.flatnonzero(labels == group).tolist() for group in range(k))
@@ -80,7 +84,10 @@ def agreement(groups: Groups, others: Groups) -> float:
     """
     from sklearn.metrics import adjusted_rand_score  # here: slow to import
 
+    groups = listed(groups)
     classes = sum(map(len, groups))
+    if not classes:
+        raise InputError("there are no classes in the groups: give at least one")
     return float(adjusted_rand_score(labels_of(groups, classes), labels_of(others, classes)))
 
 
@@ -97,7 +104,7 @@ def agreements(merges: Float[np.ndarray, "merges 4"], groups: Groups) -> Float[T
     >>> agreements(tree(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])), [[0, 1], [2]])
     tensor([0., 1., 0.], dtype=torch.float64)
     """
-    labels = labels_of(groups, len(merges) + 1)
+    labels = labels_of(groups, _check(merges))
     cuts = torch.from_numpy(hierarchy.cut_tree(merges)).flip(1).long()  # (classes, k): 1 group to as many as classes
     clusters, given = F.one_hot(cuts).double(), F.one_hot(labels).double()
     both = _pairs(torch.einsum("cka,cg->kag", clusters, given)).sum((1, 2))
@@ -119,7 +126,17 @@ def cophenetic(merges: Float[np.ndarray, "merges 4"]) -> Float[Tensor, "classes 
             [0.2000, 0.0000, 0.8000],
             [0.8000, 0.8000, 0.0000]], dtype=torch.float64)
     """
+    _check(merges)
     return torch.from_numpy(squareform(hierarchy.cophenet(merges)))
+
+
+def _check(merges: Float[np.ndarray, "merges 4"]) -> int:
+    """The number of classes of a tree. Raises InputError for what is none."""
+    try:
+        hierarchy.is_valid_linkage(merges, throw=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"this is no tree ({first_line(error)}): lrc.tree(C) makes one") from error
+    return len(merges) + 1
 
 
 def cophenetic_correlation(merges: Float[np.ndarray, "merges 4"], distance: Float[Tensor, "classes classes"]) -> float:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from lrc.data.images import Images, to_float
+from lrc.data.images import Images, check_set, to_float
+from lrc.utils.checks import check_generator, check_whole
 from lrc.utils.errors import InputError
 
 __all__ = ["Batch", "batches", "crop_flip"]
@@ -38,8 +39,12 @@ def batches(
 
     Raises InputError for a batch size below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}, expected at least 1")
+    check_set(images)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("skip", skip)
+    check_generator(generator)
+    if not isinstance(share, tuple) or len(share) != 2 or not 0 <= share[0] < share[1]:
+        raise InputError(f"share must be (i, n), the i-th of n processes counted from 0, not {share!r}")
     n, device = len(images), images.y.device
     source = torch.device("cpu") if generator is None else generator.device
     order = torch.randperm(n, generator=generator, device=source).to(device) if shuffle else None

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from lrc.data.images import Images
+from lrc.data.images import Images, check_set
+from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
 __all__ = ["COLOURS", "class_means", "recoloured"]
@@ -32,6 +33,7 @@ def class_means(images: Images) -> Float[Tensor, "classes channels height width"
     >>> class_means(Images(x, torch.tensor([0, 0, 1]), ("dark", "light")))[:, 0, 0, 0]
     tensor([0.1000, 0.4000])
     """
+    check_set(images)
     y = images.y.cpu()
     counts = y.bincount(minlength=len(images.classes))
     if not counts.all():
@@ -61,8 +63,9 @@ def recoloured(images: Images, colour: str, *, like: Images | None = None) -> Im
     >>> recoloured(Images(x, torch.tensor([0]), ("orange",)), "grey").x.flatten().tolist()
     [119, 119, 119]
     """
-    if colour not in COLOURS:
-        raise InputError(f"no colour {colour!r}: there are {', '.join(COLOURS)}")
+    check_choice("colour", colour, COLOURS)
+    for some in (images, *([] if like is None else [like])):
+        check_set(some)
     if images.x.is_meta or images.x.shape[1] != 3:
         raise InputError(f"{images} cannot be recoloured: that takes images of three channels, in memory")
     changes: dict[str, Callable[[Pixels, Labels], Pixels]] = {

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lrc.data.decoding import colour, opened, upright
 from lrc.data.images import Images, Indices
 from lrc.hierarchy import Hierarchy
+from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.files import sha256
 from lrc.utils.hashes import digest
@@ -46,8 +47,12 @@ def folder(
     Raises:
         InputError: no such folder, no images in it, a hierarchy of other classes, or no size for images that differ.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"path must be that of a folder, not {type(path).__name__}")
     if size is not None:
         check_side(size)
+    if workers is not None:
+        check_whole("workers", workers)
     classes = classes_in(Path(path))
     samples = samples_in(Path(path), {name: i for i, name in enumerate(classes)})
     size = common_side([file for file, _ in samples]) if size is None else size
@@ -117,8 +122,7 @@ def common_side(files: Sequence[str]) -> int:
 
 def check_side(size: int) -> None:
     """Raises InputError unless images can have that side, in pixels."""
-    if size < 1:
-        raise InputError(f"images of side {size}, expected at least 1 pixel")
+    check_whole("the side of images, in pixels,", size, 1)
 
 
 def of_files(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
 from lrc.hierarchy import Hierarchy, check_names
+from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import digest
 
@@ -48,6 +49,8 @@ class Images:
             raise InputError(f"y is {_kind(self.y)}, expected int64 ({len(self.x)},): give one label an image")
         check_names("class", self.classes)
         _check_labels(self.y, len(self.classes))
+        if not isinstance(self.hierarchy, Hierarchy | None):
+            raise InputError(f"hierarchy must be an lrc.hierarchy.Hierarchy, not {type(self.hierarchy).__name__}")
         if self.hierarchy is not None and self.hierarchy.classes != self.classes:
             raise InputError("the hierarchy groups other classes than `classes`: give the same names in the same order")
 
@@ -131,6 +134,8 @@ class Images:
 
         Raises InputError for a class that is not there, or twice.
         """
+        if not isinstance(classes, Sequence) or isinstance(classes, str):
+            raise InputError(f"classes to select: {classes!r}, expected a list of names or indices")
         kept = [self._index(c) for c in classes]
         if len(set(kept)) < len(kept) or not kept:
             raise InputError(f"classes to select: {list(classes)}, expected at least one, each once")
@@ -153,7 +158,8 @@ class Images:
 
         Raises InputError for more images than there are.
         """
-        if not 0 <= n <= len(self):
+        check_whole("seed", seed)
+        if not check_whole("n", n) <= len(self):
             raise InputError(f"{n} images to hold out, there are {len(self)}")
         y = self.y.cpu()
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
@@ -181,6 +187,12 @@ class Images:
         """Bytes (b, channels, height, width) and classes of the images of each part, in their order."""
         for part in parts:
             yield self.x[part], self.y[part]
+
+
+def check_set(images: object, what: str = "images") -> None:
+    """Raises InputError for what are no labelled images; `what` they are to be is said in the message."""
+    if not isinstance(images, Images):
+        raise InputError(f"{what} must be lrc.Images, not {type(images).__name__}: Images.from_arrays makes them")
 
 
 def check_same_classes(first: Sequence[str], second: Sequence[str], where: str) -> None:

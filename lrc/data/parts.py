@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from lrc.data.cifar import cifar100
-from lrc.data.images import Images
+from lrc.data.images import Images, check_set
 from lrc.hierarchy import Hierarchy
 from lrc.utils.errors import InputError
 
@@ -147,6 +147,7 @@ def _part(images: Images, classes: list[int]) -> Images:
 
 
 def _hierarchy(images: Images) -> Hierarchy:
+    check_set(images)
     if images.hierarchy is None or not images.hierarchy.levels:
         raise InputError("the images have no superclasses: give them a hierarchy")
     return images.hierarchy

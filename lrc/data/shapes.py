@@ -167,7 +167,7 @@ def _check(n: int, size: int, difficulty: Real, pattern: int, **words: str) -> N
     )
     for name, value, low, high in limits:
         whole = name != "difficulty"
-        if not low <= value <= high or (whole and value % 1):
+        if not isinstance(value, int | float) or not low <= value <= high or (whole and value % 1):
             raise InputError(f"shapes: {name} is {value}, expected {'a whole number, ' * whole}{low} to {high}")
 
 

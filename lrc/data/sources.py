@@ -9,7 +9,7 @@ from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.colours import recoloured
 from lrc.data.folders import part_of
-from lrc.data.images import Images
+from lrc.data.images import Images, check_set
 from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
 from lrc.data.stl10 import stl10
@@ -56,12 +56,14 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     Raises:
         InputError: there is no such data set, the message lists those there are; and as its function.
     """
-    if labels != "classes":
+    if not isinstance(labels, str) or labels != "classes":
         return labelled(named(name, split, colour=colour, **options), labels)
     if colour is not None:
         images = named(name, split, **options)
         train = images if split == "train" else named(name, "train", **options)
         return recoloured(images, colour, like=train)
+    if not isinstance(name, str):
+        raise InputError(f"the name of a data set must be a text, not {type(name).__name__}")
     if name not in PARTED and "part" in options:
         parting = {key: options.pop(key) for key in ("part", *OF_PARTS) if key in options}
         return parted(named(name, split, **options), **parting)
@@ -79,6 +81,7 @@ def labelled(images: Images, by: str) -> Images:
     Raises:
         InputError: labelled by something else, or images without superclasses.
     """
-    if by not in ("classes", "superclasses"):
+    check_set(images)
+    if not isinstance(by, str) or by not in ("classes", "superclasses"):
         raise InputError(f"labels {by!r}, expected 'classes' or 'superclasses'")
     return as_superclasses(images) if by == "superclasses" else images

@@ -8,9 +8,18 @@ from jaxtyping import Float, Int, Int64
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.autoattack import called
-from lrc.clustering.contrasts import Groups, labels_of
+from lrc.clustering.contrasts import Groups, labels_of, listed
 from lrc.data import Images, batches
-from lrc.utils.checks import check_generator, check_labels, check_logits, check_network, check_whole, explained
+from lrc.data.images import check_set
+from lrc.utils.checks import (
+    check_generator,
+    check_labels,
+    check_logits,
+    check_network,
+    check_tensor,
+    check_whole,
+    explained,
+)
 from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent, untouched
 
@@ -123,10 +132,14 @@ def confusions(predicted: Int[Tensor, " n"], y: Int[Tensor, " labels"], groups: 
     >>> confusions(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]), [[0, 1], [2]])
     Split(right=0.333..., within=0.333..., across=0.333...)
     """
+    groups = listed(groups)
     classes = sum(map(len, groups))
+    check_tensor("predictions", predicted)
     of = labels_of(groups, classes).to(predicted.device)
-    y = _fitting(y, predicted, classes)
+    if predicted.dim() != 1 or predicted.is_floating_point() or predicted.is_complex():
+        raise InputError(f"predictions must be whole numbers (n,), not {predicted.dtype} {tuple(predicted.shape)}")
     predicted = predicted.long()
+    y = _fitting(y, predicted, classes)
     if predicted.amin() < -1 or predicted.amax() >= classes:
         raise InputError(f"predictions {predicted.amin()}..{predicted.amax()}, the classes are 0..{classes - 1}")
     right = int((predicted == y).sum())
@@ -148,6 +161,8 @@ def per_superclass(z: Float[Tensor, "n superclasses"], y: Int[Tensor, " labels"]
     >>> per_superclass(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 0, 1]))
     tensor([0.5000, 1.0000,    nan])
     """
+    check_tensor("logits", z)
+    z = check_logits(z, len(z) if z.dim() else 0)
     y = _fitting(y, z, z.shape[1])
     predicted = predictions(z)
     return y[predicted == y].bincount(minlength=z.shape[1]) / y.bincount(minlength=z.shape[1])
@@ -156,8 +171,7 @@ def per_superclass(z: Float[Tensor, "n superclasses"], y: Int[Tensor, " labels"]
 def check_data(model: nn.Module, images: Images, *, batch_size: int, generator: Generator | None) -> None:
     """Refuses what cannot be evaluated, before anything runs."""
     check_network(model)
-    if not isinstance(images, Images):
-        raise InputError(f"the images must be lrc.Images, not {type(images).__name__}: Images.from_arrays makes them")
+    check_set(images, "the images")
     if not len(images):
         raise InputError("there are no images to classify: give at least one")
     check_whole("batch_size", batch_size, 1)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError
 
 CLEAN, WORST = "clean", "worst case"
@@ -88,6 +89,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest  # slow to import
 
+    if check_whole("right", right) > check_whole("count", count):
+        raise InputError(f"{right} of {count} trials cannot have come true: right must be at most count")
     if count == 0:
         return 0.0, 1.0
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")

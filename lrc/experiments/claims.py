@@ -47,7 +47,10 @@ def claim(
     if (at_least is None) == (at_most is None):
         raise InputError(f"claim {text!r}: give it either at_least or at_most")
     relation, given = ("at least", at_least) if at_least is not None else ("at most", at_most)
-    number, bound = float(value), float(given)  # type: ignore[arg-type]
+    try:
+        number, bound = float(value), float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"claim {text!r}: value and bound must be numbers ({error})") from error
     holds = (operator.ge if relation == "at least" else operator.le)(number, bound)
     record = {
         "chapter": chapter or os.environ.get("LRC_CHAPTER", ""),

@@ -123,7 +123,7 @@ def profile(name: str | None = None) -> Profile:
         InputError: no such profile or device, or an `LRC_LIMIT` that is not a positive number.
     """
     name = name or current()
-    if name not in _PROFILES:
+    if not isinstance(name, str) or name not in _PROFILES:
         raise InputError(f"no profile {name!r}: set LRC_PROFILE to one of {', '.join(_PROFILES)}")
     found = replace(_PROFILES[name], device=device(), limit=limit())
     if found.limit is None:

@@ -340,7 +340,7 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
         InputError: no recipe of that name, or no such section, the message lists those there are; an entry that is
             unknown or of a wrong type.
     """
-    if name not in recipes():
+    if not isinstance(name, str) or name not in recipes():
         raise InputError(f"the zoo has no {name!r}; there are {', '.join(names())}")
     if unknown := [section for section in change or {} if section not in SECTIONS]:
         raise InputError(f"a recipe has no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")

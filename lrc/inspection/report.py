@@ -14,6 +14,7 @@ from lrc.data import Images
 from lrc.evaluation import Report, evaluate
 from lrc.inspection.verdict import Verdict, verdict
 from lrc.linearization import linear_map, mean_local_map
+from lrc.utils.checks import check_flag, check_whole
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,7 +175,10 @@ def inspect(
     Raises:
         InputError: images that do not fit the network, another word for the groups, or as `lrc.evaluate`.
     """
-    if groups not in ("data", "found", "none"):
+    check_flag("attack", attack)
+    check_whole("masking", masking)
+    check_whole("local", local, 1)
+    if not isinstance(groups, str) or groups not in ("data", "found", "none"):
         raise InputError(f'groups must be "data", "found" or "none", not {groups!r}')
     generator = generator or Generator().manual_seed(0)
     report = evaluate(

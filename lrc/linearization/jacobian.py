@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lrc.linearization.checking import Quiet
+from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import preserved, replaced, untouched
 
@@ -46,8 +47,9 @@ def differentiated(
     Raises:
         InputError: a chunk below 1, or a network that does not give logits (n, classes) of x, or not differentiably.
     """
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk must be at least one row, not {chunk}")
+    check_network(network)
+    if chunk is not None:
+        chunk = check_whole("chunk", chunk, 1)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -82,7 +84,10 @@ def _pulled_back(z: Tensor, x: Tensor, vectors: Float[Tensor, "some n classes"],
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # the network's own derivatives run, on tensors of a kind that they may not know
-        rows = [torch.autograd.grad(z, x, v, allow_unused=True, **options)[0] for v in vectors]
+        try:
+            rows = [torch.autograd.grad(z, x, v, allow_unused=True, **options)[0] for v in vectors]
+        except NotImplementedError as error:
+            raise InputError(f"the network has a part without a derivative: {first_line(error)}") from error
     return torch.stack(rows)
 
 
@@ -129,6 +134,8 @@ def _logits(network: nn.Module, x: Tensor, *, relaid: bool) -> tuple[Tensor, Flo
         raise InputError(
             f"expected logits of shape ({len(x)}, classes) for {images}, got {got}: wrap the network to give them"
         )
+    if z.is_complex():
+        raise InputError(f"the network must give real logits, not {z.dtype}")
     if not z.requires_grad:
         raise InputError("the logits have no derivative by the image: the network must compute them differentiably")
     return x, z, widest

@@ -1,12 +1,14 @@
 """The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
 
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrc.linearization.jacobian import differentiated
+from lrc.utils.checks import check_flag, check_network, check_rows, check_tensor, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent
 
@@ -42,7 +44,7 @@ def local_map(
             [[0., 0.],
              [3., 4.]]])
     """
-    _check(x)
+    _check(model, x)
     with differentiated(model, x, chunk=chunk) as (z, chunks):
         check_independent(model, x)
         J, done = x.new_empty(len(x), z.shape[1], *x.shape[1:]), 0
@@ -69,9 +71,8 @@ def mean_local_map(
     >>> torch.allclose(mean_local_map(model, torch.rand(7, 1, 2, 2), batch_size=3).flatten(1), model[1].weight)
     True
     """
-    _check(x)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least one image, not {batch_size}")
+    _check(model, x)
+    batch_size = check_whole("batch_size", batch_size, 1)
     return reduce(Tensor.add_, (_total(model, batch, chunk) for batch in x.split(batch_size))) / len(x)
 
 
@@ -94,6 +95,9 @@ def alignment(
     >>> alignment(torch.tensor([[[3.0, 0.0], [4.0, 3.0]]]), W)
     tensor([[1.0000, 0.6000]])
     """
+    check_rows("local maps", local)
+    check_rows("W", W)
+    check_flag("centre", centre)
     if local.dim() < 3 or local.shape[1:] != W.shape:
         fitting = ", ".join(map(str, ("n", *W.shape)))
         raise InputError(
@@ -104,7 +108,11 @@ def alignment(
     return (a * b).sum(-1).clamp(-1, 1)
 
 
-def _check(x: Tensor) -> None:
+def _check(network: object, x: Any) -> None:
+    check_network(network)
+    check_tensor("images", x)
+    if not x.dim():
+        raise InputError("images must be (n, ...), not one number")
     if not len(x):
         raise InputError("there are no images to differentiate at: give at least one")
     if not x.is_floating_point():

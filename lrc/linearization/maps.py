@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrc.linearization.checking import image_shape
 from lrc.linearization.jacobian import differentiated
 from lrc.linearization.network import linearize
+from lrc.utils.checks import check_network
 from lrc.utils.errors import InputError
 from lrc.utils.files import replacing
 
@@ -85,6 +86,7 @@ def affine_map(
             f"{part[0]} leaves parts that are not linear, which no one W describes: take lrc.local_map of "
             "lrc.linearize(...) at the images in question"
         )
+    check_network(model)
     x = _black_image(model, input_shape)
     linear = linearize(model, input_shape=x.shape[1:], **choices)
     if out is not None and Path(out).is_dir():

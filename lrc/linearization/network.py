@@ -21,6 +21,7 @@ from lrc.linearization.rules import REMOVING, VIEWS, extended
 from lrc.linearization.surgery import BatchNorm, Change, Pooling, Surgery, describe, expression, identity, refuse
 from lrc.linearization.tracing import PREFIX, Whole, silence, trace, twin
 from lrc.linearization.vision import join_torchvision
+from lrc.utils.checks import check_network, check_rows
 from lrc.utils.errors import InputError
 
 __all__ = ["Report", "linearize"]
@@ -107,6 +108,14 @@ def linearize(
     >>> [node.name for node in linearize(model, keep=(nn.ReLU,)).graph.nodes]
     ['x', 'model_0', 'model_1', 'avg_pool2d', 'model_3', 'model_4', 'output']
     """
+    check_network(model)
+    if rules is not None and not isinstance(rules, Mapping):
+        raise InputError(f"rules must be a mapping of operations to rules, not {type(rules).__name__}")
+    if not (isinstance(keep, str | Collection) or callable(keep)):
+        raise InputError(f"keep must be a name, a layer or several of these, not {type(keep).__name__}")
+    for option, name in (("start", start), ("stop", stop)):
+        if not isinstance(name, str | None):
+            raise InputError(f"{option} must be the name of a module, not {type(name).__name__}")
     keep = (keep,) if isinstance(keep, str) or callable(keep) else tuple(keep)
     join_torchvision()
     table = extended(rules)
@@ -125,6 +134,7 @@ def linearize(
     if verify and early and shape is not None:
         read_right(_assemble(model, root, copy.deepcopy(graph)), Whole(twin(whole)), shape)
     if gates is not None:
+        check_rows("gates", gates)
         means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)
         surgery.means.update({node: means[node.name] for node in graph.nodes if node.name in means})
     _operate(surgery, type(model).__name__)
@@ -142,7 +152,7 @@ def _check(batchnorm: str, pooling: str) -> None:
         ("batchnorm", batchnorm, get_args(BatchNorm)),
         ("pooling", pooling, get_args(Pooling)),
     ):
-        if choice not in choices:
+        if not isinstance(choice, str) or choice not in choices:
             raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {choice!r}")
 
 

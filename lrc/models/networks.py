@@ -1,5 +1,6 @@
 """Classifiers for 32 x 32 images in [0, 1]: normalization is a layer of the network, so that eps means one thing."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from lrc.models.layers import CAS, JPEG, Guarded
+from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
 __all__ = [
@@ -35,11 +37,24 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        mean, std = _by_channel("mean", mean), _by_channel("std", std)
+        if len(mean) != len(std) or min(std) <= 0:
+            raise InputError(f"std must be > 0 and of as many channels as mean, not {std} beside {mean}")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return (x - self.mean) / self.std
+
+
+def _by_channel(name: str, values: Sequence[float]) -> list[float]:
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError, RuntimeError):
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise InputError(f"{name} must be finite numbers, one a channel, not {values!r:.80}")
+    return found
 
 
 # skip_init: all weights come from `initialize`, so that a generator leaves PyTorch's global one alone
@@ -308,9 +323,15 @@ def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
         jpeg: quality of a JPEG compression in front of the network, as a part of it; none if absent.
 
     Raises:
-        InputError: there is no such network; the message lists those there are.
+        InputError: there is no such network, the message lists those there are; or it cannot be built, for an option
+            that it does not have, or memory that there is not.
     """
-    if name not in BUILDERS:
-        raise InputError(f"no network is called {name!r}; there are {', '.join(BUILDERS)}")
-    network = BUILDERS[name](**options)
+    check_choice("network", name, BUILDERS)
+    try:
+        network = BUILDERS[name](**options)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"the network {name} cannot be built with {options}: {reason}") from error
     return network if jpeg is None else Guarded(JPEG(jpeg), network)

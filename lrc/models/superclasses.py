@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrc.clustering.contrasts import Groups, labels_of
+from lrc.clustering.contrasts import Groups, labels_of, listed
+from lrc.utils.checks import check_choice, check_network
 from lrc.utils.errors import InputError
 
 __all__ = ["Superclasses"]
@@ -45,8 +46,9 @@ class Superclasses(nn.Module):
 
     def __init__(self, model: nn.Module, groups: Groups, *, by: str = "max") -> None:
         super().__init__()
-        if by not in WAYS:
-            raise InputError(f"logits of a superclass are taken by {' or '.join(WAYS)} over its subclasses, not {by!r}")
+        check_choice("way to take the logits of a superclass", by, WAYS)
+        check_network(model)
+        groups = listed(groups)
         of = labels_of(groups, sum(map(len, groups)))
         self.model, self.by = model, by
         # bool and not kept among the weights: no change of precision touches it

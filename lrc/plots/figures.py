@@ -10,8 +10,13 @@ from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram
 from torch import Tensor
 
+from lrc.clustering import cophenetic
+from lrc.clustering.contrasts import listed
 from lrc.evaluation import Report
+from lrc.hierarchy import check_names
 from lrc.plots.style import GROUPS, ink
+from lrc.utils.checks import check_matrix, check_rows, check_whole
+from lrc.utils.errors import InputError
 
 __all__ = ["curves", "images", "matrix", "report", "rows", "tree"]
 
@@ -26,9 +31,14 @@ def matrix(
     ax: Axes | None = None,
 ) -> Axes:
     """C as a coloured matrix on the scale -1 to 1, its classes reordered and framed by `groups` where given."""
+    check_matrix("C", C)
+    _check_names(classes, len(C))
+    groups = None if groups is None else listed(groups)
+    order = list(range(len(C))) if groups is None else [i for group in groups for i in group]
+    if not set(order) <= set(range(len(C))):
+        raise InputError(f"groups must hold classes from 0 to {len(C) - 1}, not {groups}")
     ax = ax or plt.subplots(figsize=(4.5, 4), layout="constrained")[1]
-    order = [i for group in groups for i in group] if groups is not None else list(range(len(classes)))
-    shown = ax.imshow(C.cpu().numpy()[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
+    shown = ax.imshow(C.detach().float().cpu().numpy()[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
     ax.set_xticks(range(len(order)), [classes[i] for i in order], rotation=90)
     ax.set_yticks(range(len(order)), [classes[i] for i in order])
     ax.tick_params(length=0, labelsize="small")
@@ -51,6 +61,8 @@ def tree(
     ax: Axes | None = None,
 ) -> Axes:
     """Dendrogram of `lrc.tree(C)`; class names coloured by the true `groups` where given."""
+    _check_names(classes, len(cophenetic(linkage)))
+    groups = None if groups is None else listed(groups)
     ax = ax or plt.subplots(figsize=(4.5, 4), layout="constrained")[1]
     dendrogram(
         linkage,
@@ -78,6 +90,12 @@ def images(
     ax: Axes | None = None,
 ) -> Axes:
     """Images in [0, 1] side by side, row by row, with an optional title under each row's images."""
+    check_rows("images", x)
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        raise InputError(f"images must be (n, 3, h, w) or (n, 1, h, w), not {tuple(x.shape)}")
+    check_whole("columns", columns, 1)
+    if titles is not None and len(titles) != len(x):
+        raise InputError(f"{len(titles)} titles for {len(x)} images: give one for each")
     n, _, h, w = x.shape
     count = -(-n // columns)
     ax = ax or plt.subplots(figsize=(1.1 * columns, 1.25 * count), layout="constrained")[1]
@@ -94,8 +112,17 @@ def images(
     return ax
 
 
+def _check_names(classes: Sequence[str], count: int) -> None:
+    check_names("class", tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else classes)  # type: ignore[arg-type]
+    if len(classes) != count:
+        raise InputError(f"{len(classes)} names for {count} classes: give one for each")
+
+
 def rows(W: Float[Tensor, "classes c h w"]) -> Float[Tensor, "classes c h w"]:
     """Class rows of a linear map as images in [0, 1]: zero is grey, each row scaled by its own largest value."""
+    check_rows("W", W)
+    if not W.isfinite().all():
+        raise InputError("W holds values that are not finite: see where they come from")
     largest = W.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
     return 0.5 + 0.5 * W / largest.clamp(min=1e-12)
 
@@ -112,7 +139,14 @@ def curves(
     """One line for each named series, over `x` (1, 2, ... by default), its name at its end.
 
     A series called after a kind of network ("standard", "adversarially trained") has the colour of that kind.
+
+    Raises:
+        InputError: no such series, one without numbers, or not as many as `x` has.
     """
+    if not isinstance(series, Mapping) or not all(isinstance(name, str) and len(series[name]) for name in series):
+        raise InputError("series must be a mapping of names to numbers, one or more each")
+    if x is not None and any(len(values) != len(x) for values in series.values()):
+        raise InputError(f"x has {len(x)} numbers: each series must have as many")
     ax = ax or plt.subplots(figsize=(5.5, 3.2), layout="constrained")[1]
     colours = ink(series)
     for name, values in series.items():

@@ -45,7 +45,7 @@ def join(device: torch.device, *, precision: str = "float32") -> Fabric:
     Raises:
         InputError: another precision.
     """
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     package = "lightning_fabric" if find_spec("lightning_fabric") else "lightning.fabric"  # there are two distributions
     engine, environments = import_module(package), import_module(f"{package}.plugins.environments")

@@ -19,6 +19,8 @@ from lrc.training import averaging
 from lrc.training.checkpoints import Record, State
 from lrc.training.distributed import Fabric, average_gradients, device_of, mean, shared_accuracy
 from lrc.training.reporting import Bar
+from lrc.utils.checks import check_number
+from lrc.utils.errors import InputError
 
 __all__ = ["Plan", "Schedule", "Stop", "Watch", "cosine", "milestones", "run_epoch"]
 
@@ -110,6 +112,8 @@ def _step(state: State, plan: Plan, batch: Batch, *, rate: float, generator: Gen
         group["lr"] = rate
     with plan.fabric.autocast():
         loss = plan.objective(state.model, *batch, generator=generator)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise InputError("the objective must give one number that depends on the weights: is something detached?")
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(state.model, plan.fabric)
@@ -185,6 +189,8 @@ def _score(record: Record) -> float:
 def cosine(*, warmup: float = 0.1) -> Schedule:
     """Linear rise over the fraction `warmup` of the training, then half a cosine down (Loshchilov & Hutter, 2017)."""
 
+    check_number("warmup", warmup, "[0, 1]")
+
     def factor(done: float) -> float:
         if done < warmup:
             return max(done / warmup, 0.01)
@@ -195,4 +201,7 @@ def cosine(*, warmup: float = 0.1) -> Schedule:
 
 def milestones(*at: float, factor: float = 0.1) -> Schedule:
     """Multiplied by `factor` at each of the given fractions; the paper's is `milestones(75 / 200, 90 / 200)`."""
+    check_number("factor", factor)
+    for m in at:
+        check_number("a milestone, a fraction of the training,", m, "[0, 1]")
     return lambda done: factor ** sum(done >= m for m in at)

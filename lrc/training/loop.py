@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.data import Images
+from lrc.data.images import check_set
 from lrc.evaluation import Attack, logits
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
@@ -101,6 +102,9 @@ def train(
     """
     rate = schedule or cosine()
     _check_network(model)
+    for name, function in (("objective", objective), ("schedule", rate), ("watch", watch), ("stop", stop)):
+        if function is not None and not callable(function):
+            raise InputError(f"{name} must be a function, not {type(function).__name__}")
     fabric = join(device_of(model), precision=precision)
     _check_numbers(
         epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, ema=ema, seed=seed,
@@ -205,8 +209,7 @@ def _check_numbers(
 
 def _check_data(model: nn.Module, images: Any, *, like: Any) -> None:
     """Refuses images that are not like those of training, or that the network gives no logits for all classes of."""
-    if not isinstance(images, Images):
-        raise InputError(f"data and validation must be lrc.Images, not {type(images).__name__}: Images.from_arrays")
+    check_set(images, "data and validation")
     if not len(images):
         raise InputError("the validation part has no images: give some, or None")
     if images.classes != like.classes or images.x.shape[1:] != like.x.shape[1:]:

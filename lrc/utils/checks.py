@@ -96,6 +96,26 @@ def check_tensor(name: str, value: object) -> None:
         raise InputError(f"{name} must be an ordinary dense tensor, not sparse, nested, quantized or on device meta")
 
 
+def check_rows(name: str, value: Any) -> None:
+    """Refuses what is no tensor of real numbers with one row or more, none of them empty: (n, ...)."""
+    check_tensor(name, value)
+    if not value.is_floating_point():
+        raise InputError(f"{name} must be floating-point numbers, not {value.dtype}: {name}.float() makes them of it")
+    if value.dim() < 2 or not value.numel():
+        raise InputError(f"{name} must be rows (n, ...) of one number or more, not {tuple(value.shape)}")
+
+
+def check_matrix(name: str, value: Any) -> None:
+    """Refuses what is no square matrix of real, finite numbers."""
+    check_tensor(name, value)
+    if value.is_complex():
+        raise InputError(f"{name} must be real numbers, not {value.dtype}")
+    if value.dim() != 2 or len(value) != value.shape[1] or not len(value):
+        raise InputError(f"{name} must be a matrix (classes, classes), not {tuple(value.shape)}")
+    if not value.isfinite().all():
+        raise InputError(f"{name} holds values that are not finite: see where they come from")
+
+
 def check_images(x: Any, *, dims: int | None = None) -> None:
     """Refuses images that are not float32 or float64 (n, ...) in [0, 1].
 

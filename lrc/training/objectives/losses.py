@@ -9,6 +9,7 @@ from lrc.attacks.losses import pick
 from lrc.models.layers import JPEG, labelled
 from lrc.training.objectives.objective import head_inputs, logits, refuse_compiled, wide
 from lrc.training.objectives.regularizers import Groups, averaging_matrix, membership
+from lrc.utils.checks import check_labels, check_number, check_rows
 from lrc.utils.errors import InputError
 
 __all__ = [
@@ -242,6 +243,9 @@ def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float =
     Source: Rippel et al., *Metric learning with adaptive density discrimination* (2016), equation 5, for one cluster
     a class.
     """
+    check_rows("features", features)
+    check_labels(y, len(features))
+    check_number("gap", gap)
     found, own = y.unique(return_inverse=True)
     if len(found) < 2:
         return 0 * features.sum()

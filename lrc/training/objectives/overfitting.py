@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
 from lrc.training.objectives.objective import logits
+from lrc.utils.checks import check_images, check_labels, check_network, check_whole
 from lrc.utils.networks import untouched
 
 __all__ = ["collapsed", "watch_collapse"]
@@ -33,10 +34,14 @@ def watch_collapse(
     >>> sorted(watch(build("resnet8", width=4)))
     ['fgsm', 'pgd']
     """
+    check_images(x)
+    check_labels(y, len(x))
+    check_whole("seed", seed)
     attacks = {"fgsm": partial(fgsm, eps=eps, random_start=True), "pgd": partial(pgd, eps=eps, steps=steps)}
 
     def watch(model: nn.Module) -> dict[str, float]:
-        accuracies, device = {}, next(model.parameters()).device
+        check_network(model)
+        accuracies, device = {}, next((p.device for p in model.parameters()), x.device)
         images, labels = x.to(device), y.to(device)
         for name, attack in attacks.items():
             examples = attack(model, images, labels, generator=Generator().manual_seed(seed))

@@ -11,9 +11,11 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.rng import image_keys, normal
+from lrc.clustering.contrasts import listed
 from lrc.linearization import linearize
 from lrc.linearization.jacobian import differentiated
 from lrc.training.objectives.objective import TermInputs, head_inputs, wide
+from lrc.utils.checks import check_rows
 from lrc.utils.errors import InputError
 from lrc.utils.networks import preserved
 
@@ -275,7 +277,8 @@ def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "
     Raises:
         InputError: a class that z does not have or that stands in two groups, or an empty group.
     """
-    classes = z.shape[1]
+    check_rows("logits", z)
+    groups, classes = listed(groups), z.shape[1]
     members = [k for group in groups for k in group]
     if len(set(members)) < len(members) or not all(0 <= k < classes for k in members) or not all(map(len, groups)):
         raise InputError(f"groups must part some of the classes 0..{classes - 1}, each in one group, not {groups}")
