@@ -358,7 +358,7 @@ def contrasted(found, a):
     return a.get("within") is not None or math.isclose(found, by_pairs(a["C"], a["groups"]), rel_tol=1e-6, abs_tol=1e-7)
 
 
-def tested(found, a):
+def significant(found, a):
     return 0 < found.p_value <= 1 and 1 <= found.rank <= found.n_splits and math.isfinite(found.statistic)
 
 
@@ -438,9 +438,9 @@ ENTRIES = {
     "effective_rank": entry(clustering.effective_rank, "W", lambda f, a: 1 - 1e-6 <= f <= len(a["W"]) + 1e-6),
     "feature_distance": entry(lrc.feature_distance, "logits labels", mean_distances),
     "contrast": entry(lrc.contrast, "C groups", contrasted),
-    "permutation_test": entry(lrc.permutation_test, "C groups", tested),
-    "permutation_tests": entry(lrc.permutation_tests, "C hierarchy", lambda f, a: all(tested(t, a) for t in f)),
-    "mantel_test": entry(clustering.mantel_test, "C distance", tested),
+    "permutation_test": entry(lrc.permutation_test, "C groups", significant),
+    "permutation_tests": entry(lrc.permutation_tests, "C hierarchy", lambda f, a: all(significant(t, a) for t in f)),
+    "mantel_test": entry(clustering.mantel_test, "C distance", significant),
     "random_contrasts": entry(lambda groups, build, **k: clustering.random_contrasts(build, groups, **k), "groups", lambda f, a: f.isfinite().all(), n=2, build=lambda g: torch.randn(4, 9, generator=g)),
     "tree": entry(lrc.tree, "C", lambda f, a: f.shape == (len(a["C"]) - 1, 4) and (np.diff(f[:, 2]) >= -1e-9).all()),
     "cut": entry(lrc.cut, "merges", lambda f, a: parted(f, len(a["merges"]) + 1) and len(f) == a["k"], k=2),

@@ -113,7 +113,9 @@ def images(
 
 
 def _check_names(classes: Sequence[str], count: int) -> None:
-    check_names("class", tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else classes)  # type: ignore[arg-type]
+    if not isinstance(classes, Sequence):
+        raise InputError(f"classes must be a list of names, not {type(classes).__name__}")
+    check_names("class", tuple(classes))
     if len(classes) != count:
         raise InputError(f"{len(classes)} names for {count} classes: give one for each")
 

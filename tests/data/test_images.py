@@ -271,7 +271,7 @@ def test_batches_leave_the_images_alone():
 
 
 def test_batches_refuse_a_batch_size_of_0():
-    with pytest.raises(InputError, match="batch size 0"):
+    with pytest.raises(InputError, match="batch_size must be a whole number >= 1, not 0"):
         batches(make(), 0)
 
 
