@@ -333,5 +333,6 @@ def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"the network {name} cannot be built with {options}: {reason}") from error
+        shown = {k: v for k, v in options.items() if k != "generator"}
+        raise InputError(f"the network {name} cannot be built with {shown}: {reason}") from error
     return network if jpeg is None else Guarded(JPEG(jpeg), network)

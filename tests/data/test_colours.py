@@ -113,7 +113,7 @@ def test_by_name_class_means_are_those_of_the_training_images() -> None:
 
 
 def test_what_cannot_be_recoloured_is_refused() -> None:
-    with pytest.raises(InputError, match="no colour 'red'.*grey"):
+    with pytest.raises(InputError, match="no colour is called 'red'; there are .*grey"):
         recoloured(_noise(2), "red")
     grey = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("one",))
     with pytest.raises(InputError, match="three channels"):

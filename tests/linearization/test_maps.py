@@ -306,7 +306,7 @@ def test_what_has_no_local_map():
     ):
         local_map(nn.ReLU(), x)
     for wrong in ({"chunk": 0}, {"batch_size": 0}):
-        with pytest.raises(lrc.InputError, match=f"{next(iter(wrong))} must be at least one"):
+        with pytest.raises(lrc.InputError, match=f"{next(iter(wrong))} must be a whole number >= 1"):
             mean_local_map(model, x, **wrong)
     for function in (local_map, mean_local_map):
         with pytest.raises(lrc.InputError, match="no images"):
