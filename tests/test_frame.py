@@ -10,6 +10,7 @@ from pathlib import Path
 import chapters
 import nbformat
 import numpy as np
+import pages
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,9 @@ import lrc
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "peers"}  # what the commands install
+EXTRAS = {
+    k: v for k, v in PROJECT["optional-dependencies"].items() if k not in {"peers", "browser"}
+}  # what commands install
 # Names that differ there
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib", "lightning": "lightning-fabric"}
 
@@ -69,10 +72,36 @@ def test_stored_chapters_are_whole():
 
 
 def test_every_claim_is_compared():
-    """nbval passes over cells with this tag, so no claim may stand in one."""
+    """nbval passes over cells with these tags, the second in all profiles but one, so no claim may stand in one."""
+    tags = {"nbval-ignore-output", "stored-profile"}
     for path in chapters.chapters(ROOT / "book"):
-        ignored = [c for c in chapters.code(chapters.read(path)) if "nbval-ignore-output" in c.metadata.get("tags", [])]
+        ignored = [c for c in chapters.code(chapters.read(path)) if tags & {*c.metadata.get("tags", [])}]
         assert not [c.source for c in ignored if "claim(" in c.source], path.name
+
+
+def test_most_cells_are_compared():
+    cells = [c for path in chapters.chapters(ROOT / "book") for c in chapters.code(chapters.read(path))]
+    assert sum("nbval-ignore-output" not in c.metadata.get("tags", []) for c in cells) >= 0.6 * len(cells)
+
+
+def test_every_figure_has_a_caption_a_name_and_a_text_for_those_who_do_not_see_it():
+    names = []
+    for path in chapters.chapters(ROOT / "book"):
+        for cell in chapters.code(chapters.read(path)):
+            if "plt.show()" in cell.source:
+                told = cell.metadata.get("mystnb", {})
+                assert told.get("figure", {}).get("caption"), f"{path.name}: {cell.source[:80]}"
+                assert len(told.get("image", {}).get("alt", "")) > 30, f"{path.name}: {cell.source[:80]}"
+                names.append(told["figure"]["name"])
+    assert names and len({*names}) == len(names)
+
+
+def test_a_page_keeps_what_it_uses_only():
+    head = '<title>T</title><script src="/fontawesome/6/js/all.min.js"></script><script src="/mathjax/x.js"></script>'
+    table = '<table class="table"><tr><td>1</td></tr></table>'
+    plain, formulas = (pages.cleaned(f"{head}<p{kind}>{table}") for kind in ("", ' class="math"'))
+    assert "fontawesome" not in plain and "mathjax" not in plain and 'name="description"' in plain
+    assert "mathjax" in formulas and formulas.count('<div class="scroll"') == 1
 
 
 @pytest.fixture
@@ -139,6 +168,7 @@ def test_stored_twice_is_stored_once(book, monkeypatch):
     chapters.publish([chapters.execute(book / "01_one.ipynb", profile="cifar", threads=1)], book, "cifar")
     assert {path.name: path.read_bytes() for path in book.iterdir()} == before
     assert chapters.check(book, {"01_one"}) == []
+    assert f"## {next(iter(chapters.CLAIMS))}\n\n| chapter |" in before["scorecard.md"].decode()
     assert "| [](./01_one.ipynb) | one \\| two | 1 | at least 0.5 | yes |" in before["scorecard.md"].decode()
 
 

@@ -141,6 +141,18 @@ def normalized(notebook: NotebookNode, stem: str, profile: str, claims: list[Row
     return copy
 
 
+CLAIMS = {  # of the paper, by the chapters that test them
+    "The linear sub-network is what it is said to be": ("01",),
+    "Robust classes cluster, standard ones far less": ("03", "08"),
+    "They cluster by meaning": ("03b",),
+    "Only robust networks cluster, and the more robust the more": ("02", "05"),
+    "The effect is hierarchical": ("06",),
+    "Features cluster as W does": ("07",),
+    "Sub-populations never seen": ("09",),
+    "The clustering term makes networks more robust": ("10",),
+}
+BESIDES = "Beside the paper"
+
 HEAD = ["chapter", "claim", "value", "bound", "holds?"]
 
 
@@ -163,10 +175,19 @@ def table(rows: list[Row]) -> str:
 
 
 def page(rows: list[Row], profile: str) -> str:
-    """The scorecard in Markdown, for a page of the book to include."""
+    """The scorecard in Markdown, grouped by claim of the paper, for a page of the book to include."""
+    by_chapter = {number: claim for claim, numbers in CLAIMS.items() for number in numbers}
+    groups: dict[str, list[Row]] = {claim: [] for claim in (*CLAIMS, BESIDES)}
+    for row in rows:
+        groups[by_chapter.get(row[0].split("_")[0], BESIDES)].append(row)
+    parts = [f"## {claim}\n\n{_markdown(group)}" for claim, group in groups.items() if group]
+    return "\n".join([f"Profile `{profile}`.\n", *parts])
+
+
+def _markdown(rows: list[Row]) -> str:
     lines = [HEAD, ["---"] * len(HEAD)]
     lines += [[f"[](./{chapter}.ipynb)", *(cell.replace("|", "\\|") for cell in rest)] for chapter, *rest in rows]
-    return f"Profile `{profile}`.\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def stage(folder: Path) -> Path:
@@ -174,8 +195,8 @@ def stage(folder: Path) -> Path:
     book = folder / "book"
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns(".*"))
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, folder / name)
+    for name in ("_config.yml", "_toc.yml", "tools/pages.py"):
+        shutil.copy(ROOT / name, folder)
     return book
 
 

@@ -1,0 +1,78 @@
+"""A Sphinx extension that makes the built pages light and clean: no script that they do not use, and what they lack.
+
+`tools/chapters.py stage` puts it beside the book, `_config.yml` names it.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+DESCRIPTION = (
+    "Class rows of linearized classifiers cluster in adversarially trained networks: a NeurIPS 2021 paper "
+    "reproduced, tested and explained, with code."
+)
+UNUSED = [
+    r'<script src="[^"]*fontawesome[^"]*/js/[^"]*"></script>',  # its style sheet draws the same icons, at a tenth
+    r'<link rel="preload" as="(?:font|script)"[^>]*/?>',
+    r"<script>const THEBE_JS_URL.*?</script>",
+    r"<script[^>]*sphinx-thebe[^>]*></script>|<link[^>]*sphinx-thebe[^>]*/>",
+    r'<script type="text/x-thebe-config">.*?</script>',
+    r"<script>\s*kernelName = .*?</script>",
+    r'<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+]
+MENDED = [
+    (r'data-default-mode=""', 'data-default-mode="auto"'),
+    (r'getItem\("mode"\) \|\| ""', 'getItem("mode") || "auto"'),
+    (
+        r'<summary><span class="toctree-toggle" role="presentation">',
+        '<summary aria-label="Sections of this chapter"><span class="toctree-toggle" role="presentation">',
+    ),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (r' role="doc-biblioentry"', ""),
+    (r' role="doc-backlink"', ""),
+    (
+        r"(<table class=\"[^\"]*table[^\"]*\".*?</table>)",
+        r'<div class="scroll" role="region" tabindex="0" aria-label="table">\1</div>',
+    ),
+    (r"</title>", f'</title>\n    <meta name="description" content="{DESCRIPTION}"/>'),
+]
+
+
+def cleaned(html: str) -> str:
+    """A page without what it does not use; formulas keep their script where there are any."""
+    for pattern in UNUSED:
+        html = re.sub(pattern, "", html, flags=re.S)
+    if 'class="math' not in html and "math notranslate" not in html:
+        html = re.sub(r"<script[^>]*mathjax[^>]*></script>|<script>window\.MathJax.*?</script>", "", html, flags=re.S)
+    for pattern, instead in MENDED:
+        html = re.sub(pattern, instead, html, flags=re.S)
+    return html
+
+
+def pages(folder: Path) -> Iterator[Path]:
+    """The pages that were built, in order."""
+    return iter(sorted(p for p in folder.rglob("*.html") if "_static" not in p.parts))
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Cleans every page, and writes sitemap.xml where the site has an address."""
+    if error or app.builder.format != "html":
+        return
+    folder = Path(app.outdir)
+    for page in pages(folder):
+        page.write_text(cleaned(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if base := app.config.html_baseurl:
+        places = [
+            f"  <url><loc>{base.rstrip('/')}/{p.relative_to(folder).as_posix()}</loc></url>" for p in pages(folder)
+        ]
+        head = '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+        (folder / "sitemap.xml").write_text("\n".join([head, *places, "</urlset>\n"]), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Registers the extension with Sphinx."""
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
