@@ -74,7 +74,7 @@ def table(
     """A table of named rows with the same columns.
 
     Numbers are shown with so many `digits`, an interval as value [low, high], several values as mean ± standard
-    deviation, nothing as a dash; words stay as they are.
+    deviation, nothing as a dash; words stay as they are. Without rows it says `none`.
 
     Args:
         rows: by the row's name (a tuple of words is one name) a value for each column; a column may be missing.
@@ -85,7 +85,7 @@ def table(
         signed: columns of differences; their values carry a sign.
 
     Raises:
-        InputError: no rows, or a `percent` or `signed` column that no row has.
+        InputError: a `percent` or `signed` column that no row has.
 
     >>> print(table({"a": {"n": 3, "share": 0.25}, "b": {"n": 10}}, percent=["share"]))
          n  share, %
@@ -94,9 +94,7 @@ def table(
     b  10         –
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    if not columns:
-        raise InputError("a table without rows: give it one or more, each with a value for a column")
-    if unknown := {*percent, *signed} - {*columns}:
+    if rows and (unknown := {*percent, *signed} - {*columns}):
         raise InputError(f"no column {min(unknown)!r} in the table: it has {', '.join(columns)}")
 
     def shown(column: str, value: Any) -> str:
@@ -105,6 +103,8 @@ def table(
             return _text(value, 1, 100, "+" if column in signed else "")
         return _text(value, places, 1, "+" if column in signed else "")
 
+    if not rows:
+        return Table((name or "rows",), (("none",),), title)
     cells = tuple(
         (", ".join(key) if isinstance(key, tuple) else str(key), *(shown(c, row.get(c)) for c in columns))
         for key, row in rows.items()
