@@ -81,7 +81,7 @@ def test_no_colour_means_two_things():
 
 def test_a_table_shows_each_kind_of_value_aligned():
     rows = {
-        ("a", "b"): {"share": 0.125, "gain": clustering.Interval(-0.0001, -0.5, 0.5, 0.1, 3), "rank": "1 of 210"},
+        ("a", 1): {"share": 0.125, "gain": clustering.Interval(-0.0001, -0.5, 0.5, 0.1, 3), "rank": "1 of 210"},
         "c": {"share": torch.tensor([0.1, 0.3]), "n": 12, "rank": "12 of 210", "found": True, "word": "x < y"},
     }
     shown = plots.table(rows, title="T", name="of", percent=["share"], signed=["gain"], digits={"gain": 1})
@@ -89,7 +89,7 @@ def test_a_table_shows_each_kind_of_value_aligned():
         "T",
         "of       share, %             gain       rank   n  found  word",
         "----  -----------  ---------------  ---------  --  -----  -----",
-        "a, b         12.5  0.0 [-0.5, 0.5]   1 of 210   –      –  –",
+        "a, 1         12.5  0.0 [-0.5, 0.5]   1 of 210   –      –  –",
         "c     20.0 ± 14.1                –  12 of 210  12    yes  x < y",
     ]
     assert repr(shown) == str(shown)

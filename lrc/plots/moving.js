@@ -61,7 +61,7 @@ for (const root of document.querySelectorAll(".lrc-moving:not([data-ready])")) (
     }
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${panel.title || "matrix"}: ${k} by ${k} classes`);
-    const go = (i, j) => { cell = [i, j].map(v => Math.max(0, Math.min(k - 1, v))); draw(canvas.dataset.i); };
+    const go = (i, j, focus) => { cell = [i, j].map(v => Math.max(0, Math.min(k - 1, v))); draw(focus); };
     canvas.onpointermove = e => {
       const box = canvas.getBoundingClientRect(), unit = 960 / box.width;
       const j = Math.floor(((e.clientX - box.left) * unit - left) / step), i = Math.floor((e.clientY - box.top) * unit / step);
@@ -69,7 +69,7 @@ for (const root of document.querySelectorAll(".lrc-moving:not([data-ready])")) (
     };
     canvas.onkeydown = e => {
       const move = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key];
-      if (move) { e.preventDefault(); const [i, j] = cell ?? [0, 0]; go(i + move[0], j + move[1]); }
+      if (move) { e.preventDefault(); const [i, j] = cell ?? [0, 0]; go(i + move[0], j + move[1], canvas.dataset.i); }
     };
     return canvas;
   }

@@ -106,7 +106,7 @@ def table(
     if not rows:
         return Table((name or "rows",), (("none",),), title)
     cells = tuple(
-        (", ".join(key) if isinstance(key, tuple) else str(key), *(shown(c, row.get(c)) for c in columns))
+        (", ".join(map(str, key)) if isinstance(key, tuple) else str(key), *(shown(c, row.get(c)) for c in columns))
         for key, row in rows.items()
     )
     words = {i for i, c in enumerate(columns, 1) if any(isinstance(row.get(c), str) for row in rows.values())}
