@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html test lint types units notebooks coverage wheel format store check zoo runs studies reference architectures constraints clean
+.PHONY: help book html lab test lint types units notebooks coverage wheel format store check zoo runs studies reference architectures constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -25,6 +25,10 @@ book: $(READY)  ## execute all chapters in PROFILE, print the scorecard, build t
 
 html: $(READY)  ## build the pages from the stored outputs, without executing anything
 	@$(BIN)/python tools/chapters.py stage _build/stored && $(call pages,_build/stored)
+
+lab: $(READY)  ## open the chapters in JupyterLab, which is installed when it is first asked for
+	$(BIN)/python -m pip install -q -c constraints.txt jupyterlab
+	$(BIN)/jupyter lab book
 
 test: $(READY)  ## lint, types, doctests and tests, chapters as tests; each of the four is a target too
 	@status=0; for part in lint types units notebooks; do \
