@@ -49,13 +49,15 @@ def join(device: torch.device, *, precision: str = "float32") -> Fabric:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     package = "lightning_fabric" if find_spec("lightning_fabric") else "lightning.fabric"  # there are two distributions
     engine, environments = import_module(package), import_module(f"{package}.plugins.environments")
+    strategies = import_module(f"{package}.strategies")
     options: dict[str, Any] = {"accelerator": device.type, "precision": PRECISIONS[precision]}
     if environments.TorchElasticEnvironment.detect():
         local = int(environ.get("LOCAL_WORLD_SIZE", 1))
         options |= {"strategy": "ddp", "devices": local, "num_nodes": int(environ["WORLD_SIZE"]) // local}
         options["plugins"] = environments.TorchElasticEnvironment()
     else:
-        options |= {"strategy": "auto", "devices": [device.index or 0] if device.type == "cuda" else 1}
+        strategy = strategies.SingleDeviceStrategy(device)  # "auto" takes the CPU for devices that it does not know
+        options |= {"strategy": strategy, "devices": [device.index or 0] if device.type == "cuda" else 1}
         options["plugins"] = environments.LightningEnvironment()  # named, so that it looks for no cluster
     with _quiet(package):
         fabric = engine.Fabric(**options)
