@@ -21,8 +21,8 @@ from lrc.attacks import pgd
 from lrc.data import Images
 from lrc.models import resnet8
 from lrc.training import train
-from lrc.training.distributed import join
 from lrc.training.objectives import named
+from lrc.utils.processes import join
 
 
 def coloured(n: int, seed: int = 0) -> Images:

@@ -13,9 +13,10 @@ from lrc.attacks.rng import image_keys
 from lrc.data import Images
 from lrc.models import resnet8
 from lrc.training import checkpoints, epochs, train
-from lrc.training.distributed import join, shared_accuracy
+from lrc.training.distributed import shared_accuracy
 from lrc.training.objectives import named
 from lrc.utils.errors import InputError
+from lrc.utils.processes import join
 
 GROUPS = [[0, 1], [2]]
 

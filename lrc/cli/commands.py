@@ -54,7 +54,10 @@ def evaluate(
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
     precision: Annotated[str, typer.Option(help="Of the gradients in the search: float32 or bf16.")] = "float32",
 ) -> None:
-    """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking."""
+    """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking.
+
+    Under torchrun (--nproc_per_node N -m lrc.cli evaluate ...) each process attacks an N-th of the images.
+    """
     from rich.console import Console
     from torch import Generator
 
@@ -66,14 +69,19 @@ def evaluate(
     if json is not None and json.is_dir():
         raise InputError(f"{json} cannot be written: it is a folder, name a file in it")
     from lrc.utils.devices import device
+    from lrc.utils.processes import join, launched
 
     found, test, _ = subject(model, weights, data, count)
-    other = subject(surrogate, None, data, count)[0].model.to(device()) if surrogate else None
+    fabric = join(device()) if launched() else None
+    here = device() if fabric is None else fabric.device
+    other = subject(surrogate, None, data, count)[0].model.to(here) if surrogate else None
     report = lrc.evaluate(
-        found.model.to(device()), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
+        found.model.to(here), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
         batch_size=batch_size, generator=Generator().manual_seed(seed), out=out, masking=masking,
-        surrogate=other, progress=sys.stdout.isatty(), precision=precision,
+        surrogate=other, progress=sys.stdout.isatty(), precision=precision, fabric=fabric,
     )  # fmt: skip
+    if fabric is not None and not fabric.is_global_zero:
+        return
     Console().print(report)
     for note in found.notes:
         print(f"lrc: {note}", file=sys.stderr)

@@ -78,11 +78,12 @@ def train(
     """
     given = dict(locals())  # the options, by name
     from lrc.experiments import fitting, store, zoo
-    from lrc.training import distributed
+    from lrc.training.distributed import shared_accuracy
     from lrc.utils.devices import device
     from lrc.utils.files import locked
+    from lrc.utils.processes import join
 
-    fabric = distributed.join(device())
+    fabric = join(device())
     recipe, test = _complete(_recipe(DEFAULTS if config is None else _read(config), given, set or []))
     zoo.objective(
         recipe, test.hierarchy
@@ -91,9 +92,9 @@ def train(
         if fabric.is_global_zero:
             store.claim(out, recipe)
         model, history = zoo.fit(recipe, out=out, progress=sys.stdout.isatty())
-        figures = fitting.figures(
-            model, test, eps=recipe.radius, measure=partial(distributed.shared_accuracy, fabric=fabric)
-        ) | {"eps": recipe.radius}
+        figures = fitting.figures(model, test, eps=recipe.radius, measure=partial(shared_accuracy, fabric=fabric)) | {
+            "eps": recipe.radius
+        }
         if fabric.is_global_zero:
             _keep(out, model, recipe, figures, history)
     if fabric.is_global_zero:

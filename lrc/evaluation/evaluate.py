@@ -30,6 +30,7 @@ from lrc.utils.checks import check_radius, explained
 from lrc.utils.files import write_text
 from lrc.utils.hashes import described, fingerprint, probe_answers
 from lrc.utils.networks import check_independent, untouched
+from lrc.utils.processes import Fabric, first_of, gathered, place
 
 
 def evaluate(
@@ -46,6 +47,7 @@ def evaluate(
     surrogate: nn.Module | None = None,
     progress: bool = False,
     precision: str = "float32",
+    fabric: Fabric | None = None,
 ) -> Report:
     """Accuracy as it is and under each attack, what the attacks cost, and signs that they were fended off by masking.
 
@@ -72,6 +74,9 @@ def evaluate(
         progress: show a progress bar for each attack, or part of one.
         precision: of the gradients in the search, "float32" or "bf16", for each of the attacks that has that option;
             verdicts, and the look for masking, are in float32 always.
+        fabric: processes, each of which attacks its share of the images: `lrc.utils.processes.join`. All call this
+            function alike, and get one report; the first looks for signs of masking. How many there are changes no
+            verdict, save by rounding, also where a run goes on with more or fewer.
 
     Raises:
         InputError: no images, other classes than the network's, an unknown attack or norm, an attack that leaves the
@@ -100,15 +105,16 @@ def evaluate(
         check_independent(model, first.to(device_of(model, data)))
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
-    run = _begin(model, data, eps, norm, batch_size, None if out is None else Path(out), generator, progress, precision)
+    folder = None if out is None else Path(out)
+    run = _begin(model, data, eps, norm, batch_size, folder, generator, progress, precision, fabric)
     report = _report(run)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=STRANGE)  # the report says it
         for name, attack in ({CLEAN: as_it_is} | chosen).items():
             report = replace(report, results=report.results | {name: _result(run, name, attack, report)})
         if masking:
-            report = replace(report, flags=_flags(run, report, surrogate))
-    if out is not None:
+            report = replace(report, flags=first_of(fabric, lambda: _flags(run, report, surrogate)))
+    if out is not None and place(fabric)[0] == 0:
         write_text(Path(out) / "report.json", report.to_json())
     return report
 
@@ -123,13 +129,14 @@ class _Run:
     norm: str
     batch_size: int
     progress: bool
+    fabric: Fabric | None
     identity: dict[str, Any]
     store: Store
 
 
 def _begin(
     model: nn.Module, data: Images, eps: float, norm: str, batch_size: int, out: Path | None,
-    generator: Generator | None, progress: bool, precision: str,
+    generator: Generator | None, progress: bool, precision: str, fabric: Fabric | None,
 ) -> _Run:  # fmt: skip
     """Opens the store, where the run may have been begun before."""
     identity: dict[str, Any] = {"eps": eps, "norm": norm, "images": data.digest(), "model": fingerprint(model)}
@@ -139,8 +146,8 @@ def _begin(
     if out is not None:  # only then there may be another network to tell this one from
         with untouched(model):
             told = {ANSWERS: probe_answers(model, data.x.shape[1:], device=device_of(model, data))}
-    store = Store.of(out, identity | told, seed=seed)
-    return _Run(model, data, eps, norm, batch_size, progress, identity, store)
+    store = first_of(fabric, lambda: Store.of(out, identity | told, seed=seed))
+    return _Run(model, data, eps, norm, batch_size, progress, fabric, identity, store)
 
 
 def _report(run: _Run) -> Report:
@@ -165,19 +172,22 @@ def _result(run: _Run, name: str, attack: Attack, report: Report) -> Result:
     """
     call, labels = described(attack), torch.tensor(report.labels)
     predicted = labels.clone() if name == CLEAN else report.predictions(CLEAN)
-    kept, cost = run.store.read(name, call), Cost()
+    kept, cost = first_of(run.fabric, lambda: run.store.read(name, call)), Cost()
+    rank, processes = place(run.fabric)
     for part in _parts(name, attack, report):
         left = predicted == labels
         for batch in kept:
             if batch.part == part.name:
                 rows = torch.tensor(batch.rows)
                 predicted[rows], left[rows], cost = torch.tensor(batch.predictions), False, cost + batch.cost
-        chunks = left.nonzero()[:, 0].split(run.batch_size) if left.any() else ()
+        own, found = left.nonzero()[rank::processes, 0], []
         title = name if part.name == name else f"{name}: {part.name}"
-        for rows in track(chunks, description=title, disable=not run.progress):
-            batch = _batch(run, part, rows)
-            run.store.add(name, call, batch)
-            predicted[rows], cost = torch.tensor(batch.predictions), cost + batch.cost
+        chunks = own.split(run.batch_size) if len(own) else ()
+        for rows in track(chunks, description=title, disable=not run.progress or rank > 0):
+            found.append(_batch(run, part, rows))
+            run.store.add(name, call, found[-1])
+        for batch in gathered(found, run.fabric):
+            predicted[list(batch.rows)], cost = torch.tensor(batch.predictions), cost + batch.cost
     return Result(call, tuple(predicted.tolist()), cost)
 
 

@@ -5,14 +5,10 @@ objective may run the network as often as it likes, frozen, in either mode, or a
 statistics over the whole batch. Attacks need nothing: what they draw depends on the generator and the image.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from os import environ
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,62 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrc.data import Images
 from lrc.evaluation import Attack, accuracy
-from lrc.utils.errors import InputError
+from lrc.utils.processes import Fabric
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-else:
-    Fabric = Any  # imported when a training starts: it takes two seconds
-
-__all__ = ["Fabric", "average_gradients", "synchronized_batch_norm", "device_of", "join", "mean", "shared_accuracy"]
-
-PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
-
-
-def join(device: torch.device, *, precision: str = "float32") -> Fabric:
-    """This process among those that `torchrun` started, on one machine or several; without `torchrun`, it alone.
-
-    Args:
-        device: where this process computes; under `torchrun` only its kind counts, and each gets one of its own.
-        precision: "float32" or "bf16".
-
-    Raises:
-        InputError: another precision.
-    """
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    package = "lightning_fabric" if find_spec("lightning_fabric") else "lightning.fabric"  # there are two distributions
-    engine, environments = import_module(package), import_module(f"{package}.plugins.environments")
-    strategies = import_module(f"{package}.strategies")
-    options: dict[str, Any] = {"accelerator": device.type, "precision": PRECISIONS[precision]}
-    if environments.TorchElasticEnvironment.detect():
-        local = int(environ.get("LOCAL_WORLD_SIZE", 1))
-        options |= {"strategy": "ddp", "devices": local, "num_nodes": int(environ["WORLD_SIZE"]) // local}
-        options["plugins"] = environments.TorchElasticEnvironment()
-    else:
-        strategy = strategies.SingleDeviceStrategy(device)  # "auto" takes the CPU for devices that it does not know
-        options |= {"strategy": strategy, "devices": [device.index or 0] if device.type == "cuda" else 1}
-        options["plugins"] = environments.LightningEnvironment()  # named, so that it looks for no cluster
-    with _quiet(package):
-        fabric = engine.Fabric(**options)
-        fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _quiet(package: str) -> Iterator[None]:
-    """Without the notes that the package logs about what it was asked for, and the number of threads that it sets."""
-    logger = logging.getLogger(package.partition(".")[0])
-    level, threads, named = logger.level, torch.get_num_threads(), environ.get("OMP_NUM_THREADS")
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        if named is None:
-            environ.pop("OMP_NUM_THREADS", None)
+__all__ = ["average_gradients", "synchronized_batch_norm", "device_of", "mean", "shared_accuracy"]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -17,10 +17,11 @@ from lrc.data.batches import Batch
 from lrc.evaluation import Attack
 from lrc.training import averaging
 from lrc.training.checkpoints import Record, State
-from lrc.training.distributed import Fabric, average_gradients, device_of, mean, shared_accuracy
+from lrc.training.distributed import average_gradients, device_of, mean, shared_accuracy
 from lrc.training.reporting import Bar
 from lrc.utils.checks import check_number
 from lrc.utils.errors import InputError
+from lrc.utils.processes import Fabric
 
 __all__ = ["Plan", "Schedule", "Stop", "Watch", "cosine", "milestones", "run_epoch"]
 

@@ -13,12 +13,13 @@ from lrc.data.images import check_set
 from lrc.evaluation import Attack, logits
 from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
-from lrc.training.distributed import Fabric, device_of, join, synchronized_batch_norm
+from lrc.training.distributed import device_of, synchronized_batch_norm
 from lrc.training.epochs import Plan, Schedule, Stop, Watch, cosine, run_epoch
 from lrc.utils.checks import check_network, check_number, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.files import locked
 from lrc.utils.hashes import described
+from lrc.utils.processes import Fabric, join
 
 __all__ = ["train"]
 

@@ -9,9 +9,9 @@ import torch
 from spreading import OBJECTIVES, coloured, keys_counted, trained
 
 from lrc.training import train
-from lrc.training.distributed import join
 from lrc.training.objectives import standard
 from lrc.utils.errors import InputError
+from lrc.utils.processes import join
 
 SCRIPT = Path(__file__).parents[1].joinpath("spreading.py")
 
