@@ -94,6 +94,7 @@ def evaluate(
     (True, 20)
     """
     check_data(model, data, batch_size=batch_size, generator=generator)
+    rank, _ = place(fabric)
     model = (
         nn.Sequential(model) if isinstance(model, torch.jit.ScriptModule) else model
     )  # which take no hook to count by
@@ -114,7 +115,7 @@ def evaluate(
             report = replace(report, results=report.results | {name: _result(run, name, attack, report)})
         if masking:
             report = replace(report, flags=first_of(fabric, lambda: _flags(run, report, surrogate)))
-    if out is not None and place(fabric)[0] == 0:
+    if out is not None and rank == 0:
         write_text(Path(out) / "report.json", report.to_json())
     return report
 

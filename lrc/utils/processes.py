@@ -78,7 +78,13 @@ def _quiet(package: str) -> Iterator[None]:
 
 
 def place(fabric: Fabric | None) -> tuple[int, int]:
-    """Number of this process, and how many there are."""
+    """Number of this process, and how many there are.
+
+    Raises:
+        InputError: something else than `join` gives.
+    """
+    if fabric is not None and not hasattr(fabric, "global_rank"):
+        raise InputError(f"fabric must be what lrc.utils.processes.join gives, not {type(fabric).__name__}")
     return (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
 
 
