@@ -145,7 +145,7 @@ CLAIMS = {  # of the paper, by the chapters that test them
     "The linear sub-network is what it is said to be": ("01",),
     "Robust classes cluster, standard ones far less": ("03", "08"),
     "They cluster by meaning": ("03b",),
-    "Only robust networks cluster, and the more robust the more": ("02", "05"),
+    "Only robust networks cluster, and the more robust the more": ("02", "05", "05b"),
     "The effect is hierarchical": ("06",),
     "Features cluster as W does": ("07",),
     "Sub-populations never seen": ("09",),
