@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from lrc.linearization.rules import RULES
-from lrc.utils.checks import check_whole
+from lrc.utils.checks import check_number
 from lrc.utils.errors import InputError
 
 __all__ = ["CAS", "JPEG", "Guarded", "labelled"]
@@ -67,7 +67,8 @@ class JPEG(nn.Module):
 
     def __init__(self, quality: int = 50) -> None:
         super().__init__()
-        if check_whole("the quality of JPEG", quality) not in range(1, 101):
+        check_number("the quality of JPEG, in 1..100,", quality)
+        if quality not in range(1, 101):
             raise InputError(f"the quality of JPEG must be in 1..100, not {quality}")
         self.quality = quality
         self.register_buffer("cosines", cosine_transform(8), persistent=False)

@@ -151,7 +151,7 @@ def test_folders_without_images_are_named(tmp_path, path):
     (path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no images of 'empty': put some there"):
         folder(path, size=32)
-    with pytest.raises(InputError, match="side 0"):
+    with pytest.raises(InputError, match="the side of images, in pixels, must be a whole number >= 1, not 0"):
         folder(path, size=0)
 
 
