@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help book html lab test lint types units notebooks coverage wheel format store check zoo runs studies reference architectures constraints clean
+.PHONY: help book html lab test lint types units notebooks coverage wheel format store check zoo runs studies reference architectures bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -85,6 +85,10 @@ reference: $(READY)  ## measure the shipped networks that `lrc inspect` shows a 
 architectures: $(READY)  ## linearize every classification network of torchvision, and write what came out into the book
 	$(BIN)/python tools/architectures.py
 
+bench:  ## time attacks, evaluation and training beside other packages, and write it into the book (LRC_DATA; an hour)
+	$(PYTHON) -m venv _build/peers && _build/peers/bin/pip install -q -e '.[peers]'
+	_build/peers/bin/python tools/bench.py
+
 constraints:  ## bring constraints.txt up to date from a fresh environment
 	rm -rf _build/fresh && $(PYTHON) -m venv _build/fresh && _build/fresh/bin/pip install -U pip
 	_build/fresh/bin/pip install -e '.[book,test,dev]'
@@ -92,7 +96,7 @@ constraints:  ## bring constraints.txt up to date from a fresh environment
 	mv _build/constraints.txt constraints.txt && rm -rf _build/fresh
 
 clean:  ## remove what was built, except environment and trained networks
-	rm -rf dist $(addprefix _build/,quick cifar paper stored fresh wheel) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist $(addprefix _build/,quick cifar paper stored fresh wheel peers) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The folder of a staged book; says where its first page is.
 define pages
