@@ -82,7 +82,7 @@ studies: $(READY)  ## train, measure and record what is missing of the tables of
 reference: $(READY)  ## measure the shipped networks that `lrc inspect` shows a network among (minutes on a CPU)
 	$(BIN)/python tools/reference.py
 
-architectures: $(READY)  ## linearize every classification network of torchvision, and write what came out into the book
+architectures: $(READY)  ## linearize the networks of torchvision, timm and transformers (hours), and write what came out into the book
 	$(BIN)/python tools/architectures.py
 
 bench:  ## time attacks, evaluation and training beside other packages, and write it into the book (LRC_DATA; an hour)

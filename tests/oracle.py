@@ -214,6 +214,9 @@ class Linear(TorchFunctionMode):
             else:
                 y = func(*args, **kwargs) * float("nan")
                 y.scale = role(divisor)["scale"]
+                gates = [role(t)["gate"] for t in (first, divisor) if isinstance(t, Tensor)]
+                if len(gates) == 2 and all(gate is not None for gate in gates):  # shares of several softmaxes
+                    y.gate, y.rank = torch.div(*gates), max(role(first)["rank"], role(divisor)["rank"])
             y.empty = lambda: torch.div(role(first)["empty"]() if isinstance(first, Tensor) else first, ones)
             return y
         return self._through(func, "div", args, kwargs, func.__name__.endswith("_"))
@@ -405,7 +408,8 @@ def oracle_map(model: nn.Module, shape: tuple[int, ...], batchnorm: str = "remov
 
 class _Formula(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return by_formula(*args, **(kwargs or {})) if func is F.batch_norm else func(*args, **(kwargs or {}))
+        formula = func is F.batch_norm and args[0].requires_grad and args[1] is not None
+        return by_formula(*args, **(kwargs or {})) if formula else func(*args, **(kwargs or {}))
 
 
 def backward_map(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,165 +1,354 @@
-"""Linearizes every classification builder of torchvision at its true size: writes book/architectures.md.
+"""Linearizes the classification networks of what is installed, compares with the tests' oracle: book/architectures.md.
 
-python tools/architectures.py [NAME ...]
+python tools/architectures.py [NAME ...] [--again] [--minutes N] [--library NAME]
 
-Takes half an hour of one core and up to 8 GB. What is done is remembered in _build/architectures.json, and a run that
-was broken off goes on where it stopped; remove that file after a change to the rules.
+All builders of torchvision; where they are installed (`pip install -e '.[test,architectures]'`), the smallest member of
+each family of timm and the image classifiers of transformers, small and from their configurations. Takes hours of one
+core and up to 12 GB. Each row is appended to book/architectures.jsonl, and a run that was broken off goes on where it
+stopped; `--again` measures anew what was not taken.
 """
 
 import argparse
+import copy
 import json
-import os
+import re
+import sys
+import time
+import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.swin_transformer import shifted_window_attention
+from torch.overrides import TorchFunctionMode
 
 import lrc
-from lrc.linearization import RULES, superposition_error
-from lrc.linearization import operations as ops
-from lrc.linearization.surgery import Surgery
-from lrc.linearization.tracing import trace
+from lrc.linearization import affine_map
+from lrc.utils.errors import first_line
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "book" / "architectures.md"
-DONE = ROOT / "_build" / "architectures.json"
-VERSIONS = [str(torch.__version__).partition("+")[0], str(torchvision.__version__).partition("+")[0]]
-CLASSES = [1, 500, 998]
-KINDS = {
-    "batch norm": ops.BATCH_NORMS,
-    "norm": ops.NORMS,
-    "gate": ops.SIGMOIDS,
-    "activation": ops.ACTIVATIONS,
-    "max pool": [nn.MaxPool2d, nn.functional.max_pool2d],
-    "attention": [*ops.ATTENTION, *ops.SOFTMAX, shifted_window_attention],
-    "dropout": ops.DROPOUT,
+sys.path.append(str(ROOT / "tests"))
+from linearizing import lively  # noqa: E402
+from oracle import backward_map, oracle_map  # noqa: E402
+
+PAGE, ROWS = ROOT / "book" / "architectures.md", ROOT / "book" / "architectures.jsonl"
+LIBRARIES = ("torchvision", "timm", "transformers")
+SIDES = (64, 70, 96, 128, 224)
+"""Sides of images, the first that a network takes is taken; 70 is for patches of 14."""
+LARGEST = 150e6
+"""Parameters of the largest networks of timm that are tried."""
+SIZES = set(
+    "atto femto pico nano zepto xxtiny xtiny tiny xxs xs xsmall small medium mediumd base large xlarge xxlarge huge "
+    "giant giantopt gigantic enormous mini micro little dlittle wee dwee pwee dpwee betwixt big patch window distilled "
+    "pruned legacy rw tf tv ti jx short tall wide plus".split()
+)
+"""Words of timm's names that say no more than how large a network is, or who trained it."""
+TINY = {
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "image_size": 64,
 }
+"""Of the configurations of transformers."""
+
+Network = tuple[nn.Module, tuple[int, int, int]]
+Builder = Callable[[int | None], nn.Module]
+"""Builds a network for images of a side, or of the side that it was made for."""
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+def of_torchvision() -> dict[str, Builder]:
+    from torchvision import models
+
+    def builder(name: str) -> Builder:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+        def build(side: int | None) -> nn.Module:
+            size = {"image_size": side} if side and name.startswith("vit") else {}
+            return models.get_model(name, num_classes=5, **options, **size)
+
+        return build
+
+    return {name: builder(name) for name in models.list_models(models)}
+
+
+def of_timm() -> dict[str, Builder]:
+    import timm
+
+    def builder(name: str) -> Builder:
+        def build(side: int | None) -> nn.Module:
+            if side is not None:
+                try:
+                    return timm.create_model(name, num_classes=5, img_size=side)
+                except TypeError:  # a network for images of any size
+                    pass
+            return timm.create_model(name, num_classes=5)
+
+        return build
+
+    return {name: builder(name) for name in smallest(timm)}
+
+
+def smallest(timm: Any) -> list[str]:
+    """The smallest member of each family: of a module file, what begins with the same words. Counted once."""
+    path = ROOT / "_build" / f"timm-{timm.__version__}.json"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        names = [name for name in timm.list_models() if not name.startswith("test_")]
+        path.write_text(json.dumps(dict(parameters(timm, names))), encoding="utf-8")
+    families: dict[tuple[str, ...], tuple[float, str]] = {}
+    counts = json.loads(path.read_text(encoding="utf-8"))
+    modules = {name: module for module in timm.list_modules() for name in timm.list_models(module=module)}
+    for name, count in counts.items():
+        words = [found.group() for word in name.split("_") if (found := re.match(r"[a-z]{2,}", word))]
+        key = (modules[name], *[word for word in words if word not in SIZES][:2])
+        families[key] = min(families.get(key, (LARGEST, "")), (count, name))
+    return [name for _, name in sorted(families.values()) if name]
+
+
+def parameters(timm: Any, names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    for name in names:
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+        except Exception:  # its constructor computes with the values of tensors: another member of the family stands in
+            continue
+        yield name, count(model)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def of_transformers() -> dict[str, Builder]:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    def builder(name: str, cls: str) -> Builder:
+        def build(side: int | None) -> nn.Module:
+            config = transformers.CONFIG_MAPPING[name]()
+            config.num_labels = 5
+            for part in filter(None, (config, getattr(config, "vision_config", None))):
+                own = {key for key, value in part.to_dict().items() if type(value) is int}
+                for key in own & TINY.keys():
+                    setattr(part, key, (TINY | {"image_size": side or 64})[key])
+            return getattr(transformers, cls)(config)
+
+        return build
+
+    other = ("imagegpt", "shieldgemma2", "timm_wrapper", "dinat", "siglip2", "perceiver")  # need more than an image
+    flat = {name: cls if isinstance(cls, str) else cls[0] for name, cls in NAMES.items()}
+    return {name: builder(name, cls) for name, cls in flat.items() if name not in other}
+
+
+# --- what becomes of it ----------------------------------------------------------------------------------------------
+
+
+class Uninitialized(TorchFunctionMode):
+    """Leaves weights as the memory was: all of them are drawn anew."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_) else func(*args, **(kwargs or {}))
+
+
+def measure(build: Builder) -> dict[str, Any]:
+    """A row of the table, but for names."""
+    row: dict[str, Any] = {"status": "no classifier"}
+    try:
+        usual = fitting(build, (None,))
+        row |= {} if usual is None else cost(*usual)
+        found = fitting(build, SIDES, usual)
+        if found is None:
+            return row
+        model, shape = found
+        row |= {"side": shape[-1], "parameters": count(model)}
+        row["errors"] = [float(f"{error:.1e}") for error in errors(model, shape)]
+        row["status"] = "taken" if max(row["errors"]) <= 1e-8 else "wrong"
+    except lrc.InputError as error:
+        row |= {"status": "refused", "reason": str(error)}
+    except Exception as error:  # whatever the network, the package or the oracle raises is a result
+        row |= {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
+    return row
+
+
+def fitting(build: Builder, sides: Iterable[int | None], usual: Network | None = None) -> Network | None:
+    """The network with random weights for the first side of images that it takes; nothing if it gives no logits.
+
+    The network for images of the usual side is taken where that takes others too.
+    """
+    for side in sides:
+        for model in (*usual[:1], None) if usual else (None,):
+            try:
+                with Uninitialized():
+                    model = (model or build(side)).eval()
+                length = side or native(model)
+                shape = (3, length, length)
+                model = model if usual and model is usual[0] else lively(model).eval().requires_grad_(False)
+                with torch.no_grad():
+                    z = model(torch.rand(2, *shape, dtype=torch.double))
+            except Exception:  # too small, or not of its kind
+                continue
+            z = getattr(z, "logits", z)
+            return (model, shape) if isinstance(z, Tensor) and z.dim() == 2 else None
+    return None
+
+
+def native(model: nn.Module) -> int:
+    """The side of the images that a network was made for."""
+    config = getattr(model, "pretrained_cfg", {}) or {}
+    side = 299 if type(model).__name__ == "Inception3" else getattr(getattr(model, "config", None), "image_size", 224)
+    return int(config.get("input_size", (3, side if isinstance(side, int) else side[-1]))[-1])
+
+
+def cost(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Parameters, and the processor time of linearizing in forward passes of one image of the usual size."""
+    model = copy.deepcopy(model).float()
+    with torch.no_grad():
+        forward = min(seconds(lambda: model(torch.rand(1, *shape))) for _ in range(3))
+    row: dict[str, Any] = {"parameters": count(model), "forward": forward}
+    try:
+        took = seconds(lambda: lrc.linearize(model, input_shape=shape))
+        row |= {"seconds": round(took, 3), "passes": float(f"{took / forward:.3g}")}
+    except lrc.InputError:
+        pass
+    return row
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return round(time.process_time() - start, 4)
+
+
+def errors(model: nn.Module, shape: tuple[int, int, int]) -> Iterator[float]:
+    """Relative errors of W and b in both treatments of batch norm, and of local maps of one image and of two."""
+    for batchnorm in ("remove", "fold"):
+        W, b = affine_map(model, shape, batchnorm=batchnorm)
+        expected = oracle_map(model, shape, batchnorm)
+        size = float(expected[0].abs().max())
+        yield max(distance(W, expected[0], size), distance(b, expected[1], max(size, float(expected[1].abs().max()))))
+    x = torch.rand(2, *shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    for n in (1, 2):
+        J = backward_map(model, x[:n])
+        yield distance(lrc.local_map(model, x[:n]), J, float(J.abs().max()))
+
+
+def distance(a: Tensor, b: Tensor, size: float) -> float:
+    error = float((a - b).abs().max()) / size
+    return error if error == error else float("inf")
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
 HEADER = """# Architectures
 
-`lrc.linearize` on every classification builder of torchvision, at the size of image that its first weights were made
-for, in float64, with random weights and random batch statistics (folded). `make architectures` made this page, with
-torch {0} and torchvision {1}.
+`lrc.linearize` on classification networks with random weights and random batch statistics, at small images: of
+{libraries}. `make architectures` made this page, with torch {torch}, on {date}.
 
-The superposition error is $\\max |f((x + y) / 2) - (f(x) + f(y)) / 2|$ for two random images, relative to the largest
-value; the row error is that of three rows of `lrc.linear_map` against three backward passes through the linearized
-network, one a row, relative to the largest entry. Nodes are those of the network before and after. Counted are the
-operations that are not linear, by the rule that they fall under; an activation inside a gate goes with it.
+What is taken is compared, in float64, with an oracle that knows nothing of graphs: a mode of PyTorch that replaces each
+operation by its linear stand-in while the network runs. The error is the largest, relative to the largest entry, of W
+and b with batch norm removed and folded, and of local maps of one image and of two against plain backward passes.
+Linearizing, its checks included, is measured in forward passes of one image of the usual size, in float32; a network
+of few, small layers has cheap passes. Stars: measured by an earlier version, at the usual size with batch norm folded,
+by superposition and by three rows of W against backward passes through the linearized network.
 
-{2} of {3} builders; the largest superposition error is {4:.1e}, the largest row error {5:.1e}.
+| | networks | taken | refused | wrong | largest error | linearized in 10 passes or fewer |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+"""
+TABLE = """
+## {0}
 
-| builder | parameters, M | image | nodes | not linear | superposition error | row error |
-| --- | ---: | ---: | ---: | --- | ---: | ---: |
+| network | parameters, M | side | error | passes |
+| --- | ---: | ---: | ---: | ---: |
 """
 
 
-class Some(nn.Module):
-    """Some of the logits, so that W has these rows alone."""
+def page(rows: list[dict[str, Any]]) -> str:
+    """The page, of the rows alone."""
+    rows = [row for row in rows if row["status"] != "no classifier"]
+    names = [name for name in LIBRARIES if any(row["library"] == name for row in rows)]
+    of = {name: [row for row in rows if row["library"] == name] for name in names}
+    text = HEADER.format(
+        libraries=" and ".join(f"{name} {of[name][-1]['version']}" for name in names),
+        torch=rows[-1]["torch"],
+        date=max(row["date"] for row in rows),
+    )
+    for name, some in of.items():
+        statuses, taken = Counter(row["status"] for row in some), [row for row in some if row["status"] == "taken"]
+        worst = max((max(row["errors"]) for row in taken), default=0.0)
+        passes = [row["passes"] for row in taken if "passes" in row]
+        counts = [len(some), len(taken), statuses["refused"], statuses["wrong"] + statuses["failed"]]
+        quick = f"{sum(n <= 10 for n in passes)} of {len(passes)}"
+        text += f"| {name} | {' | '.join(map(str, counts))} | {worst:.0e} | {quick} |\n"
+    reasons = [
+        f"| {row['name']} | {escaped(row.get('reason', 'another map than the oracle'))} |\n"
+        for row in rows
+        if row["status"] != "taken"
+    ]
+    text += "\n## Not taken\n\n| network | why |\n| --- | --- |\n" + "".join(reasons) if reasons else ""
+    return text + "".join(TABLE.format(name) + "".join(map(line, sorted(of[name], key=named))) for name in names)
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)[:, CLASSES]
+def escaped(reason: str) -> str:
+    """What is wrong, without the ways past it."""
+    return reason.partition("; ")[0].replace("|", r"\|").replace("_", r"\_").replace("*", r"\*")
+
+
+def line(row: dict[str, Any]) -> str:
+    error = f"{max(row['errors']):.0e}" if "errors" in row else row["status"]
+    passes = f"{row['passes']:.1f}" if "passes" in row else ""
+    name = row["name"] + r"\*" * row.get("before", False)
+    return f"| {name} | {row.get('parameters', 0) / 1e6:.1f} | {row.get('side', '')} | {error} | {passes} |\n"
+
+
+def named(row: dict[str, Any]) -> str:
+    return row["name"]
+
+
+def recall() -> dict[tuple[str, str], dict[str, Any]]:
+    """The newest row of each network."""
+    text = ROWS.read_text(encoding="utf-8") if ROWS.exists() else ""
+    rows = map(json.loads, text.splitlines())
+    return {(row["library"], row["name"]): row for row in rows}
 
 
 def main() -> None:
     """Measures what is not done yet, then writes the page."""
-    names = torchvision.models.list_models(torchvision.models)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="builders to measure; all if none is named")
-    done = recall()
-    for name in parser.parse_args().names or names:
-        if name not in done:
-            done[name] = measure(name)
-            print(row(name, done[name]), end="", flush=True)
-            remember(done)
-    rows = {name: done[name] for name in names if name in done}
-    worst = [max(r[key] for r in rows.values()) for key in ("superposition", "row")]
-    text = HEADER.format(*VERSIONS, len(rows), len(names), *worst) + "".join(row(*item) for item in rows.items())
-    PAGE.write_text(text, encoding="utf-8")
-
-
-def recall() -> dict[str, Any]:
-    """The rows that are done, if with these versions."""
-    stored = json.loads(DONE.read_text(encoding="utf-8")) if DONE.exists() else {}
-    return stored.get("rows", {}) if stored.get("versions") == VERSIONS else {}
-
-
-def remember(done: dict[str, Any]) -> None:
-    """Stores the rows so that an interruption leaves the old file or the new one."""
-    DONE.parent.mkdir(exist_ok=True)
-    new = DONE.with_suffix(".new")
-    new.write_text(json.dumps({"versions": VERSIONS, "rows": done}), encoding="utf-8")
-    os.replace(new, DONE)
-
-
-def measure(name: str) -> dict[str, Any]:
-    """A row of the table."""
-    model = build(name)
-    shape = (3, *[image_size(name)] * 2)
-    linear = lrc.linearize(model, batchnorm="fold")
-    W = lrc.linear_map(Some(model), shape, batchnorm="fold")
-    x = torch.zeros(1, *shape, dtype=torch.double).requires_grad_()
-    z = linear(x)[0, CLASSES]
-    rows = torch.cat([torch.autograd.grad(logit, x, retain_graph=True)[0] for logit in z])
-    nodes, kinds = inventory(model)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "size": shape[1],
-        "nodes": [nodes, len(linear.graph.nodes)],
-        "kinds": kinds,
-        "superposition": superposition_error(linear, shape),
-        "row": float((W - rows).abs().max() / rows.abs().max()),
-    }
-
-
-def image_size(name: str) -> int:
-    """The side of the images that the first weights were made for; a vision transformer is built for one size only."""
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    return 224 if name.startswith("vit") else int(weights.transforms().crop_size[0])
-
-
-def build(name: str) -> nn.Module:
-    """The network in float64 with everything random that W could depend on, in eval mode."""
-    builder = torchvision.models.get_model_builder(name)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    tables = name.startswith(("swin", "maxvit", "regnet"))  # their constructors compute with the values of tensors
-    with torch.device("cpu" if tables else "meta"):
-        model = builder(**options)
-    model = (model if tables else model.to_empty(device="cpu")).double().eval().requires_grad_(False)
-    g = torch.Generator().manual_seed(0)
-    for p in model.parameters():
-        p.normal_(0, (p[0].numel() if p.dim() > 1 else 100) ** -0.5, generator=g)
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        for tensor, low, high in (
-            (norm.running_mean, -0.2, 0.2),
-            (norm.running_var, 0.5, 1.5),
-            (norm.weight, 0.5, 1.5),
-        ):
-            assert tensor is not None
-            tensor.uniform_(low, high, generator=g)
-    return model
-
-
-def inventory(model: nn.Module) -> tuple[int, dict[str, int]]:
-    """The number of nodes, and how many there are of each kind that is not linear."""
-    root, graph = trace(model, RULES)
-    surgery = Surgery(root, graph, RULES, "fold", "average")
-    found = [next((k for k, of in KINDS.items() if surgery.operation(n) in of), "") for n in surgery.depending()]
-    return len(graph.nodes), {kind: Counter(found)[kind] for kind in KINDS if kind in found}
-
-
-def row(name: str, r: dict[str, Any]) -> str:
-    """A line of the table."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in r["kinds"].items())
-    nodes = "{} → {}".format(*r["nodes"])
-    errors = f"{r['superposition']:.1e} | {r['row']:.1e}"
-    return f"| {name} | {r['parameters'] / 1e6:.1f} | {r['size']} | {nodes} | {kinds} | {errors} |\n"
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks to measure; all if none is named")
+    parser.add_argument("--library", choices=LIBRARIES, action="append", help="only of these")
+    parser.add_argument("--again", action="store_true", help="also what was measured and not taken")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so many")
+    options, done, end = parser.parse_args(), recall(), time.monotonic()
+    end += 60 * options.minutes
+    for library in options.library or LIBRARIES:
+        try:
+            versions = {"version": version(library), "torch": version("torch"), "date": str(date.today())}
+            builders = {"torchvision": of_torchvision, "timm": of_timm, "transformers": of_transformers}[library]()
+        except (PackageNotFoundError, ImportError):
+            continue
+        for name, build in builders.items():
+            known = done.get((library, name))
+            stale = (
+                known is None
+                or known.get("before")
+                or options.again
+                and known["status"] not in ("taken", "no classifier")
+            )
+            if (name in options.names or (stale and not options.names)) and time.monotonic() < end:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    row = {"library": library, "name": name, **versions, **measure(build)}
+                done[library, name] = row
+                print(json.dumps(row), flush=True)
+                with ROWS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    ROWS.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(done.items())), encoding="utf-8")
+    PAGE.write_text(page([done[key] for key in sorted(done)]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Surgery:
     kept: set[fx.Node] = field(default_factory=set)
     data: set[fx.Node] = field(default_factory=set)
     changes: list[Change] = field(default_factory=list)
+    kinds: dict[object, Operation] = field(default_factory=dict)  # of modules, once found
 
     def part(self, target: object) -> Any:
         """The module or tensor that a node refers to."""
@@ -87,7 +88,9 @@ class Surgery:
     def operation(self, node: fx.Node) -> Operation:
         """What the node calls."""
         if node.op == "call_module":
-            return kind(self.part(node.target), self.rules)
+            if node.target not in self.kinds:
+                self.kinds[node.target] = kind(self.part(node.target), self.rules)
+            return self.kinds[node.target]
         if node.op == "call_method":
             return getattr(Tensor, str(node.target), None)
         return (getattr, node.args[1]) if node.target is getattr else node.target

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.utils.errors import InputError, first_line
 
-__all__ = ["PREFIX", "Whole", "kind", "silence", "trace", "twin"]
+__all__ = ["PREFIX", "Whole", "kind", "logits", "silence", "trace", "twin"]
 
 PREFIX = "model."
 """Before the names of the network's modules and tensors in a traced graph."""
@@ -146,20 +146,21 @@ def _is_effect(hook: Any) -> bool:
 
 
 class Whole(nn.Module):
-    """A root around the network, so that constants that the tracer attaches to its root do not land on the network.
-
-    Of an output that is an object, or a mapping, it gives the logits.
-    """
+    """A root around the network, so that constants that the tracer attaches to its root do not land on the network."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Any) -> Any:
-        output = self.model(x)
-        if isinstance(output, Mapping):
-            return output.get("logits", output)
-        return output if isinstance(output, Tensor | fx.Proxy) else getattr(output, "logits", output)
+        return logits(self.model(x))
+
+
+def logits(output: Any) -> Any:
+    """The logits of an output that is an object or a mapping which has such; else the output itself."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    return output if isinstance(output, Tensor | fx.Proxy) else getattr(output, "logits", output)
 
 
 class _Repeatable(TorchFunctionMode):

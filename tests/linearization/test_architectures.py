@@ -1,5 +1,6 @@
 """Every classification builder of torchvision, shrunk: an affine network, whose W is its Jacobian."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from linearizing import assert_close, images, lively, slim
 from oracle import backward_map, oracle_map
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from lrc.linearization import affine_map, local_map, superposition_error
@@ -109,14 +110,15 @@ def test_builders_of_torchvision(name, monkeypatch):
     model = small(name, monkeypatch).eval().requires_grad_(False)
     size = next((size for begin, size in SIZES.items() if name.startswith(begin)), 32)
     for batchnorm in ("remove", "fold"):
-        W, b = affine_map(model, (3, size, size), batchnorm=batchnorm)
+        W, b = affine_map(model, (3, size, size), batchnorm=batchnorm, verify=batchnorm == "fold")
         expected = oracle_map(model, (3, size, size), batchnorm)
         assert W.flatten(1).abs().amax(1).min() > 0
         assert_close(W, expected[0])
         assert_close(b, expected[1])
     x = images(2, 3, size, size)
+    J = backward_map(model, x)
     for n in (1, 2):
-        assert_close(local_map(model, x[:n]), backward_map(model, x[:n]))
+        assert_close(local_map(model, x[:n]), J[:n])
 
 
 def test_there_are_eighty_builders():
@@ -130,31 +132,51 @@ def test_the_network_itself_is_not_affine(monkeypatch):
 # --- the table of the book -------------------------------------------------------------------------------------------
 
 
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in architectures.ROWS.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_page_of_the_book_is_what_the_rows_say():
+    assert architectures.page(rows()) == architectures.PAGE.read_text(encoding="utf-8")
+    assert all(max(row.get("errors", [0])) <= 1e-8 for row in rows() if row["status"] == "taken")
+    assert not [row["name"] for row in rows() if row["status"] == "wrong"]
+    assert {row["name"] for row in rows() if row["library"] == "torchvision"} <= set(NAMES)
+
+
+class Odd(nn.Module):
+    """No product of two features is taken."""
+
+    def __init__(self, side: int | None) -> None:
+        super().__init__()
+        self.side, self.conv, self.fc = side or 224, nn.Conv2d(3, 2, 8, 8), nn.Linear(2 * (side or 224) ** 2 // 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.conv(x) * self.conv(x).exp()).flatten(1))
+
+
 def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    def conv(side: int | None) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 8, 8),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(8),
+            nn.Flatten(),
+            nn.Linear(256, 5),
+        )
+
+    builders = {"a": conv, "b": Odd, "c": lambda side: nn.Conv2d(3, 4, 3)}
+    monkeypatch.setattr(architectures, "of_torchvision", lambda: builders)
     monkeypatch.setattr(architectures, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(architectures, "DONE", tmp_path / "build" / "done.json")
-    monkeypatch.setattr(architectures, "build", lambda name: small(name, monkeypatch).eval().requires_grad_(False))
-    monkeypatch.setattr(architectures, "image_size", lambda name: 32)
-    monkeypatch.setattr(architectures, "CLASSES", [0, 3, 4])
-    for name in ("squeezenet1_1", "mobilenet_v3_small"):
-        monkeypatch.setattr("sys.argv", ["architectures.py", name])
+    monkeypatch.setattr(architectures, "ROWS", tmp_path / "rows.jsonl")
+    for names in (["b"], ["a"], []):
+        monkeypatch.setattr("sys.argv", ["architectures.py", "--library", "torchvision", *names])
         architectures.main()
-    monkeypatch.setattr(architectures, "measure", lambda name: pytest.fail("measured twice"))
+    found = rows()
+    assert [(row["name"], row["status"]) for row in found] == [("a", "taken"), ("b", "refused"), ("c", "no classifier")]
+    assert found[0]["side"] == 64 and max(found[0]["errors"]) < 1e-12 and found[0]["parameters"] == 4 * 193 + 8 + 1285
+    assert "which is the gate is not clear" in found[1]["reason"]
+    assert architectures.PAGE.read_text(encoding="utf-8").count("| b |") == 2
+    assert capsys.readouterr().out.count("\n") == 3
+    monkeypatch.setattr(architectures, "measure", lambda build: pytest.fail("measured twice"))
     architectures.main()
-    page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith(("| squeeze", "| mobile"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| mobilenet_v3_small", "| squeezenet1_1"]
-    assert "34 batch norm, 9 gate, 33 activation, 1 dropout" in rows[0] and f"torch {torch.__version__[:4]}" in page
-    assert capsys.readouterr().out.count("\n") == 2
-
-
-def test_the_size_of_the_images():
-    expected = {"efficientnet_b7": 600, "vit_h_14": 224, "swin_v2_t": 256, "resnet18": 224, "inception_v3": 299}
-    assert {name: architectures.image_size(name) for name in expected} == expected
-
-
-def test_the_page_of_the_book_holds():
-    text = architectures.PAGE.read_text(encoding="utf-8")
-    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert sorted(row[1].strip() for row in rows if not row[1].startswith(" ---")) == sorted(NAMES)
-    assert all(float(row[6]) <= 1e-8 and float(row[7]) <= 1e-8 for row in rows if not row[1].startswith(" ---"))

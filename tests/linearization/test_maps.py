@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,6 +250,26 @@ def test_a_linear_network_has_one_map():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
+class Output(nn.Module):
+    """Gives an object, as the networks of transformers do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        z = self.model(x)
+        return types.SimpleNamespace(loss=None, logits=z, hidden_states=(x, z))
+
+
+def test_of_an_object_the_logits_are_taken():
+    model, x = network().eval(), images(2)
+    torch.testing.assert_close(local_map(Output(model), x), local_map(model, x))
+    torch.testing.assert_close(mean_local_map(Output(model), x), mean_local_map(model, x))
+    torch.testing.assert_close(linear_map(Output(model), SHAPE), linear_map(model, SHAPE))
+    assert superposition_error(Output(nn.Flatten()), SHAPE) < 1e-12 < superposition_error(Output(nn.ReLU()), SHAPE)
+
+
 def test_the_mean_is_that_of_the_local_maps(batch_size):
     model, x = network(), images(7)
     mean = mean_local_map(model, x, batch_size=batch_size, chunk=2)
@@ -584,5 +605,29 @@ def test_verify_of_weights_that_hooks_make(index, dtype):
 def test_verify_of_what_cannot_be_copied():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     model[1].lock = threading.Lock()
-    with pytest.raises(lrc.InputError, match="verify: the network cannot be copied: .*lock"):
-        lrc.linearize(model, input_shape=SHAPE)
+    assert lrc.linearize(model, input_shape=SHAPE)(torch.zeros(1, *SHAPE)).shape == (1, 5)
+
+
+class Slightly(nn.Module):
+    """Bent by so little, of a value so much larger, that single precision does not show it in the logits."""
+
+    def __init__(self, bend: float) -> None:
+        super().__init__()
+        self.bend, self.fc = bend, nn.Linear(192, 5)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) + 1e-6 * torch.tanh(self.bend * x).flatten(1)[:, :5]
+
+
+def test_verify_sees_each_operation_for_itself():
+    with pytest.raises(lrc.InputError, match="verify: node 'tanh' .* is not affine"):
+        lrc.linearize(Slightly(1.0), rules={torch.tanh: "linear"}, input_shape=SHAPE)
+    assert lrc.linearize(Slightly(1.0), input_shape=SHAPE)
+
+
+def test_verify_leaves_the_network_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    before = {name: (value.dtype, value.data_ptr()) for name, value in model.state_dict().items()}
+    linear = lrc.linearize(model, input_shape=SHAPE)
+    assert {name: (value.dtype, value.data_ptr()) for name, value in model.state_dict().items()} == before
+    assert {(p.dtype, p.data_ptr()) for p in linear.parameters()} == set(before.values())
