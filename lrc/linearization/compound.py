@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lrc.linearization import operations as ops
 from lrc.linearization.surgery import Operation, Surgery
 
 __all__ = ["write_out"]
@@ -42,24 +43,10 @@ def _power(call: _Calls, input: Any, exponent: Any = 2) -> fx.Node | None:
     return call(operator.mul, input, input) if isinstance(exponent, int | float) and exponent == 2 else None
 
 
-def _square(call: _Calls, input: Any) -> fx.Node | None:
-    return _power(call, input)
-
-
-def _matrices(call: _Calls, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
-    return call(operator.add, call.times(input, beta), call.times(call(torch.matmul, a, b), alpha))
-
-
-def _addmm(call: _Calls, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
-    return _matrices(call, input, mat1, mat2, beta=beta, alpha=alpha)
-
-
-def _addmv(call: _Calls, input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
-    return _matrices(call, input, mat, vec, beta=beta, alpha=alpha)
-
-
-def _baddbmm(call: _Calls, input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> fx.Node:
-    return _matrices(call, input, batch1, batch2, beta=beta, alpha=alpha)
+def _matrices(call: _Calls, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> fx.Node:
+    """A sum with a product of two, whose names (`mat1` and `mat2`, for one) are in the order of the alphabet."""
+    product = call(torch.matmul, *factors, *(named[name] for name in sorted(named)))
+    return call(operator.add, call.times(input, beta), call.times(product, alpha))
 
 
 def _addcmul(call: _Calls, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> fx.Node:
@@ -71,11 +58,8 @@ def _lerp(call: _Calls, input: Any, end: Any, weight: Any) -> fx.Node:
 
 
 WRITTEN: dict[Operation, Callable[..., fx.Node | None]] = {
-    **dict.fromkeys((operator.pow, torch.pow, Tensor.pow), _power),
-    **dict.fromkeys((torch.square, Tensor.square), _square),
-    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
-    **dict.fromkeys((torch.addmv, Tensor.addmv), _addmv),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
+    **dict.fromkeys(ops.POWERS, _power),
+    **dict.fromkeys(ops.MATRIX_SUMS, _matrices),
     **dict.fromkeys((torch.addcmul, Tensor.addcmul), _addcmul),
     **dict.fromkeys((torch.lerp, Tensor.lerp), _lerp),
 }

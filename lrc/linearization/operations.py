@@ -24,16 +24,12 @@ SATURATING: list[Operation] = [
     *(nn.Tanh, F.tanh, torch.tanh, Tensor.tanh, Tensor.tanh_, torch.erf, Tensor.erf, torch.special.erf),
     *(nn.Hardtanh, F.hardtanh, F.hardtanh_, nn.Softsign, F.softsign),
 ]
-SELF_GATED: list[Operation] = [
-    *(nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish),
-]
+SELF_GATED: list[Operation] = [nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardswish, F.hardswish]
 WITH_BOUNDS: list[Operation] = [
     *(torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip, Tensor.clip_),
     *(torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max),
 ]
-RELUS: list[Operation] = [
-    *(nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
-]
+RELUS: list[Operation] = [nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]
 ROUNDING: list[Operation] = [
     *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil, torch.trunc, Tensor.trunc),
 ]
@@ -42,32 +38,15 @@ ACTIVATIONS: list[Operation] = [
     *(nn.ReLU6, F.relu6, torch.selu, torch.celu, torch.prelu, Tensor.prelu, torch.rrelu),
     *(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu, nn.RReLU, F.rrelu, F.rrelu_),
     *(nn.ELU, F.elu, F.elu_, nn.CELU, F.celu, F.celu_, nn.SELU, F.selu, F.selu_),
-    *(
-        nn.Softplus,
-        F.softplus,
-        nn.LogSigmoid,
-        F.logsigmoid,
-        nn.Hardshrink,
-        F.hardshrink,
-        nn.Softshrink,
-        F.softshrink,
-        nn.Tanhshrink,
-    ),
-    *(F.tanhshrink, nn.Threshold, F.threshold),
-    *RELUS,
-    *WITH_BOUNDS,
-    *ROUNDING,
-    *SELF_GATED,
-    *SIGMOIDS,
-    *SATURATING,
+    *(nn.Softplus, F.softplus, nn.LogSigmoid, F.logsigmoid, nn.Hardshrink, F.hardshrink, nn.Softshrink, F.softshrink),
+    *(nn.Tanhshrink, F.tanhshrink, nn.Threshold, F.threshold),
+    *(*RELUS, *WITH_BOUNDS, *ROUNDING, *SELF_GATED, *SIGMOIDS, *SATURATING),
 ]
 DROPOUT: list[Operation] = [
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
 ]
-BATCH_NORMS: list[Operation] = [
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm),
-]
+BATCH_NORMS: list[Operation] = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm]
 NORMS: list[Operation] = [
     *(nn.LayerNorm, F.layer_norm, torch.layer_norm, nn.GroupNorm, F.group_norm, torch.group_norm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, F.instance_norm, nn.RMSNorm, F.rms_norm),
@@ -78,9 +57,7 @@ DEVIATIONS: list[Operation] = [
     *(torch.var, Tensor.var),
 ]
 """What a norm divides by."""
-ATTENTION: list[Operation] = [
-    *(nn.MultiheadAttention, F.multi_head_attention_forward, F.scaled_dot_product_attention),
-]
+ATTENTION: list[Operation] = [nn.MultiheadAttention, F.multi_head_attention_forward, F.scaled_dot_product_attention]
 LAYERS: list[Operation] = [
     *(nn.Linear, F.linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -103,9 +80,7 @@ ARRANGEMENTS: list[Operation] = [
     *(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind, torch.tensor_split),
     *(Tensor.expand, torch.broadcast_to, Tensor.broadcast_to, Tensor.contiguous, Tensor.unfold),
     *(torch.diagonal, Tensor.diagonal, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
-    *(Tensor.cpu, Tensor.cuda),
-    *AS,
-    *CASTS,
+    *(Tensor.cpu, Tensor.cuda, *AS, *CASTS),
 ]
 COPIES: list[Operation] = [
     *(torch.clone, Tensor.clone, torch.flip, Tensor.flip, torch.roll, Tensor.roll, torch.rot90, Tensor.rot90),
@@ -125,35 +100,21 @@ PADDINGS: list[Operation] = [
 QUOTIENTS: list[Operation] = [
     *(operator.truediv, torch.div, Tensor.div, torch.true_divide, Tensor.true_divide, torch.divide, Tensor.divide),
 ]
-MASKS: list[Operation] = [
-    *(operator.neg, torch.neg, Tensor.neg, torch.masked_fill, Tensor.masked_fill),
-]
+MASKS: list[Operation] = [operator.neg, torch.neg, Tensor.neg, torch.masked_fill, Tensor.masked_fill]
 SUMS: list[Operation] = [
     *(operator.add, torch.add, Tensor.add, operator.sub, torch.sub, Tensor.sub, torch.subtract, torch.rsub),
     *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack),
 ]
 PRODUCTS: list[Operation] = [
     *(operator.mul, torch.mul, Tensor.mul, torch.multiply, operator.matmul, torch.matmul, Tensor.matmul),
-    *(
-        torch.mm,
-        Tensor.mm,
-        Tensor.multiply,
-        torch.bmm,
-        Tensor.bmm,
-        torch.einsum,
-        torch.mv,
-        Tensor.mv,
-        torch.dot,
-        torch.tensordot,
-    ),
+    *(torch.mm, Tensor.mm, Tensor.multiply, torch.bmm, Tensor.bmm, torch.einsum, torch.mv, Tensor.mv, torch.dot),
+    torch.tensordot,
 ]
 COMPARISONS: list[Operation] = [
     *(operator.gt, operator.ge, torch.gt, torch.ge, Tensor.gt, Tensor.ge, torch.greater, torch.greater_equal),
 ]
 POWERS: list[Operation] = [operator.pow, torch.pow, Tensor.pow, torch.square, Tensor.square]
-MATRIX_SUMS: list[Operation] = [
-    *(torch.addmm, Tensor.addmm, torch.addmv, Tensor.addmv, torch.baddbmm, Tensor.baddbmm),
-]
+MATRIX_SUMS: list[Operation] = [torch.addmm, Tensor.addmm, torch.addmv, Tensor.addmv, torch.baddbmm, Tensor.baddbmm]
 MAXIMA: list[Operation] = [torch.max, Tensor.max, torch.amax, Tensor.amax]
 SORTS: list[Operation] = [torch.sort, Tensor.sort]
 ELEMENTWISE: frozenset[Operation] = frozenset(

@@ -320,6 +320,12 @@ FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     ),
     "addcmul": (lambda m, x: torch.addcmul(m.p, x, m.p, value=2.0), lambda m, x: m.p + 2 * x * m.p),
     "addmm": (lambda m, x: torch.addmm(m.v, x.flatten(1), m.w), lambda m, x: m.v + x.flatten(1) @ m.w),
+    "addmm by names": (
+        lambda m, x: torch.addmm(m.v, mat2=m.w, mat1=x.flatten(1), alpha=2, beta=3),
+        lambda m, x: 3 * m.v + 2 * x.flatten(1) @ m.w,
+    ),
+    "addmv": (lambda m, x: torch.addmv(m.v, m.w.T, x[0].flatten()), lambda m, x: m.v + m.w.T @ x[0].flatten()),
+    "baddbmm": (lambda m, x: torch.baddbmm(m.p, x[0], m.p), lambda m, x: m.p + x[0] @ m.p),
     "lerp": (lambda m, x: torch.lerp(x, m.p * x, 0.25), lambda m, x: x + 0.25 * (m.p * x - x)),
     "maximum over positions": (lambda m, x: x.amax((2, 3)), lambda m, x: x.mean((2, 3))),
     "maximum with indices": (lambda m, x: x.max(2).values, lambda m, x: x.mean(2)),
