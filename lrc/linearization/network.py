@@ -83,7 +83,7 @@ def linearize(
             `if`, `range`, padding to "same"), which is then run on examples, and for `verify`.
         verify: check on random images of that shape, if it is known, that the graph read from the network gives what
             the network gives, and, where all is linearized, that the result is affine and finite (in float64) and that
-            each logit depends on the image. It takes about as long as eight forward passes.
+            each logit depends on the image. It takes about as long as six forward passes.
 
     Returns:
         An affine function of its input, in eval mode; with `keep`, `start` or `stop` a function that is not affine, for
