@@ -249,7 +249,6 @@ def test_a_linear_network_has_one_map():
     torch.testing.assert_close(mean_local_map(model, x, batch_size=3), W)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
 class Output(nn.Module):
     """Gives an object, as the networks of transformers do."""
 
@@ -270,6 +269,7 @@ def test_of_an_object_the_logits_are_taken():
     assert superposition_error(Output(nn.Flatten()), SHAPE) < 1e-12 < superposition_error(Output(nn.ReLU()), SHAPE)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
 def test_the_mean_is_that_of_the_local_maps(batch_size):
     model, x = network(), images(7)
     mean = mean_local_map(model, x, batch_size=batch_size, chunk=2)
