@@ -178,5 +178,5 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert "which is the gate is not clear" in found[1]["reason"]
     assert architectures.PAGE.read_text(encoding="utf-8").count("| b |") == 2
     assert capsys.readouterr().out.count("\n") == 3
-    monkeypatch.setattr(architectures, "measure", lambda build: pytest.fail("measured twice"))
+    monkeypatch.setattr(architectures, "measure", lambda build, passes: pytest.fail("measured twice"))
     architectures.main()
