@@ -246,16 +246,18 @@ def distance(a: Tensor, b: Tensor, size: float) -> float:
 
 HEADER = """# Architectures
 
-`lrc.linearize` on classification networks with random weights and random batch statistics, at small images: of
-{libraries}. `make architectures` made this page, with torch {torch}, on {date}.
+`lrc.linearize` on classification networks with random weights and random batch statistics, at small images.
+`make architectures` made this page on {date}, with torch {torch}, {libraries}.
 
 What is taken is compared, in float64, with an oracle that knows nothing of graphs: a mode of PyTorch that replaces each
 operation by its linear stand-in while the network runs. The error is the largest, relative to the largest entry, of W
 and b with batch norm removed and folded, and of local maps of one image and of two against plain backward passes.
 Linearizing, its checks included, is measured in forward passes of one image of the usual size, in float32; a network
-of few, small layers has cheap passes. Of timm it is the smallest member of each family, the smallest of these first: a
-run that was broken off leaves the larger ones out. Those of transformers have two layers, where they can. Stars: measured by an earlier version, at the usual size with batch norm folded,
-by superposition and by three rows of W against backward passes through the linearized network.
+of few, small layers has cheap passes.
+
+Of timm it is the smallest member of each family, the smallest of these first: a run that was broken off leaves the
+larger ones out. Those of transformers have two layers, where they can. Stars: measured by an earlier version, at the
+usual size with batch norm folded, by superposition and by three rows of W against backward passes.
 
 | | networks | taken | refused | wrong | largest error | linearized in 10 passes or fewer |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -274,7 +276,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     names = [name for name in LIBRARIES if any(row["library"] == name for row in rows)]
     of = {name: [row for row in rows if row["library"] == name] for name in names}
     text = HEADER.format(
-        libraries=" and ".join(f"{name} {of[name][-1]['version']}" for name in names),
+        libraries=", ".join(f"{name} {of[name][-1]['version']}" for name in names),
         torch=rows[-1]["torch"],
         date=max(row["date"] for row in rows),
     )
