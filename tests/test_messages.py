@@ -69,7 +69,7 @@ CASES = [
     (lambda: plots.matrix(C, ("a", "b")), "2 names for 4 classes: give one for each"),
     (lambda: plots.matrix(C, tuple("abcd"), groups=[[0, 7]]), "groups must hold classes from 0 to 3"),
     (lambda: plots.images(X[0]), r"images must be \(n, 3, h, w\)"),
-    (lambda: plots.images(X, titles=["a"]), "1 titles for 3 images: give one for each"),
+    (lambda: plots.images(X, titles=["a"]), "are titles for 3 images: give one for each"),
     (lambda: plots.curves({"a": []}), "series must be a mapping of names to numbers"),
     (lambda: plots.rows(W * torch.inf), "W holds values that are not finite"),
 ]  # fmt: skip

@@ -123,6 +123,8 @@ def random_contrasts(
     (True, 0.11, True)
     """
     check_whole("n", n, 1)
+    if not callable(build):
+        raise InputError(f"build must be a function of a generator, not {type(build).__name__}")
     check_generator(generator)
     if generator is None:
         generator = torch.Generator().manual_seed(0)

@@ -76,7 +76,7 @@ class Images:
         >>> Images.from_arrays(np.full((2, 8, 8, 3), 0.2), [0, 1], ["cat", "dog"]).x.unique()
         tensor([51], dtype=torch.uint8)
         """
-        if isinstance(classes, str):
+        if isinstance(classes, str) or not isinstance(classes, Sequence):
             raise InputError(f"classes are {classes!r}, expected a list of names")
         return cls(_pixels(x, channels), _labels(y), tuple(classes), hierarchy)
 

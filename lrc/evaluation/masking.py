@@ -18,7 +18,7 @@ from lrc.attacks.rng import image_keys, new_seed, signs
 from lrc.data import Images
 from lrc.evaluation.accuracy import check_data, device_of
 from lrc.evaluation.report import Flag, sign_test, wilson
-from lrc.utils.checks import check_whole
+from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError
 
 STEPS = 20
@@ -177,6 +177,7 @@ def check_surrogate(surrogate: nn.Module, model: nn.Module, data: Images) -> Non
     Raises:
         InputError: it is on another device than the network, or has other classes than the data.
     """
+    check_network(surrogate)
     device, other = device_of(model, data), device_of(surrogate, data)
     if device != other:
         raise InputError(f"the surrogate is on {other}, the network on {device}: move one to the other")

@@ -94,8 +94,8 @@ def images(
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         raise InputError(f"images must be (n, 3, h, w) or (n, 1, h, w), not {tuple(x.shape)}")
     check_whole("columns", columns, 1)
-    if titles is not None and len(titles) != len(x):
-        raise InputError(f"{len(titles)} titles for {len(x)} images: give one for each")
+    if titles is not None and (not isinstance(titles, Sequence) or len(titles) != len(x)):
+        raise InputError(f"{titles!r:.80} are titles for {len(x)} images: give one for each")
     n, _, h, w = x.shape
     count = -(-n // columns)
     ax = ax or plt.subplots(figsize=(1.1 * columns, 1.25 * count), layout="constrained")[1]

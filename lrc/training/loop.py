@@ -103,6 +103,7 @@ def train(
     """
     rate = schedule or cosine()
     _check_network(model)
+    check_set(data, "data and validation")
     for name, function in (("objective", objective), ("schedule", rate), ("watch", watch), ("stop", stop)):
         if function is not None and not callable(function):
             raise InputError(f"{name} must be a function, not {type(function).__name__}")

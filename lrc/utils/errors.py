@@ -9,6 +9,9 @@ class InputError(ValueError):
     lrc.utils.errors.InputError: labels.npy: label 12 in row 3, expected 0..9: remove the row or add classes
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).splitlines()))
+
 
 def first_line(error: BaseException) -> str:
     """Of what another error says; its type if it says nothing."""

@@ -60,7 +60,7 @@ def named(
     Traceback (most recent call last):
     lrc.utils.errors.InputError: no method is called 'trade'; there are standard, label_smoothing, ...
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
     parameters = inspect.signature(METHODS[name]).parameters
     possible, needed = list(parameters), [k for k, p in parameters.items() if p.default is p.empty]

@@ -280,7 +280,12 @@ def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "
     check_rows("logits", z)
     groups, classes = listed(groups), z.shape[1]
     members = [k for group in groups for k in group]
-    if len(set(members)) < len(members) or not all(0 <= k < classes for k in members) or not all(map(len, groups)):
+    if (
+        not members
+        or len(set(members)) < len(members)
+        or not all(0 <= k < classes for k in members)
+        or not all(map(len, groups))
+    ):
         raise InputError(f"groups must part some of the classes 0..{classes - 1}, each in one group, not {groups}")
     held = torch.zeros(len(groups), classes, dtype=z.dtype)
     held[[i for i, group in enumerate(groups) for _ in group], members] = 1
