@@ -3,8 +3,10 @@
 What a command needs is imported when it runs: help, lists and refusals do not wait for PyTorch.
 """
 
+import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,16 +23,39 @@ SOURCES = "cifar10, cifar20, cifar100, shapes, stl10, stl10-as-cifar10, entity13
 
 app = typer.Typer(
     help="Linearize a classifier, and see whether its classes cluster by meaning.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 zoo_app = typer.Typer(help="The trained networks: list, show, remake.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lrc {lrc.__version__}")
+        raise typer.Exit
+
+
+def _use(device: str) -> str:
+    if device:
+        os.environ["LRC_DEVICE"] = device  # where all that runs looks for it
+    return device
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Linearize a classifier, and see whether its classes cluster by meaning."""
+
 
 NETWORK = (
     "A network of the zoo, a folder of lrc train, torchvision:NAME, timm:NAME, transformers:FOLDER, FILE.py:FUNCTION, "
     "MODULE:FUNCTION, or a TorchScript or torch.export file."
 )
 WEIGHTS = "File of weights: safetensors, or what torch.save wrote; no code in it is run."
+Device = Annotated[str, typer.Option(callback=_use, help="cpu, cuda, cuda:1, mps; by default the best there is.")]
 Model = Annotated[str, typer.Argument(help=NETWORK)]
 Weights = Annotated[Path | None, typer.Option(help=WEIGHTS)]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
@@ -53,10 +78,15 @@ def evaluate(
     surrogate: Annotated[str, typer.Option(help="Another network, to transfer examples from.")] = "",
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
     precision: Annotated[str, typer.Option(help="Of the gradients in the search: float32 or bf16.")] = "float32",
+    device: Device = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print accuracies alone, a line each.")] = False,
 ) -> None:
-    """How robust is it? Accuracy under each attack, by class and superclass, costs, and signs of gradient masking.
+    """How robust is it? Accuracy under each attack, and signs of masking.
 
-    Under torchrun (--nproc_per_node N -m lrc.cli evaluate ...) each process attacks an N-th of the images.
+    Example: lrc evaluate cifar10-resnet8-at --attack pgd --images 500
+
+    By class and superclass too, with what the attacks cost. Under torchrun (--nproc_per_node N -m lrc.cli evaluate ...)
+    each process attacks an N-th of the images.
     """
     from rich.console import Console
     from torch import Generator
@@ -68,23 +98,27 @@ def evaluate(
         raise InputError(f"{json} cannot be written: there is no folder {json.parent}")
     if json is not None and json.is_dir():
         raise InputError(f"{json} cannot be written: it is a folder, name a file in it")
-    from lrc.utils.devices import device
+    from lrc.utils import devices
     from lrc.utils.processes import join, launched
 
+    where = devices.device()
     found, test, _ = subject(model, weights, data, count)
-    fabric = join(device()) if launched() else None
-    here = device() if fabric is None else fabric.device
-    other = subject(surrogate, None, data, count)[0].model.to(here) if surrogate else None
+    fabric = join(where) if launched() else None
+    where = where if fabric is None else fabric.device
+    other = subject(surrogate, None, data, count)[0].model.to(where) if surrogate else None
     report = lrc.evaluate(
-        found.model.to(here), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
+        found.model.to(where), test, attacks=attack or ("pgd", "autoattack"), eps=radius, norm=norm,
         batch_size=batch_size, generator=Generator().manual_seed(seed), out=out, masking=masking,
-        surrogate=other, progress=sys.stdout.isatty(), precision=precision, fabric=fabric,
+        surrogate=other, progress=sys.stderr.isatty() and not quiet, precision=precision, fabric=fabric,
     )  # fmt: skip
     if fabric is not None and not fabric.is_global_zero:
         return
-    Console().print(report)
-    for note in found.notes:
-        print(f"lrc: {note}", file=sys.stderr)
+    if quiet:
+        print("\n".join(f"{name}: {report.accuracy(name)}" for name in report.names))
+    else:
+        Console().print(report)
+        for note in found.notes:
+            print(f"lrc: {note}", file=sys.stderr)
     if json is not None:
         write_text(json, report.to_json())
 
@@ -152,33 +186,46 @@ def make(
 
 
 def subject(
-    model: str, weights: Path | None, data: str, count: int, *, size: int = 0, **options: Any
+    model: str, weights: Path | None, data: str, count: int, *, size: int = 0, grey: bool = False, **options: Any
 ) -> "tuple[Subject, lrc.Images, str]":
     """The network that the user named, some test images for it, and the name of their data set.
 
     Args:
         model, weights, options: as in `lrc.inspection.load`.
-        data: name of a data set or a folder; by default that of the recipe, else CIFAR-10.
+        data: name of a data set, a folder or a file; by default that of the recipe, else CIFAR-10.
         count: of images, at most.
-        size: side of the images in a folder, in pixels; 0 for the default.
+        size: side of the images in a folder, in pixels; 0 for theirs, or that which the network was made for.
+        grey: give the network one channel.
     """
-    from lrc.inspection import data_of, load
+    from lrc.inspection import data_of, load, usual_side
 
     known = data_of(model)
     if data == "stl10" and known.get("name", data) != data:
         raise InputError(f"{model} knows other classes than stl10, or in another order: --data stl10-as-cifar10")
     section: dict[str, Any] = {"name": data} if data else dict(known) or {"name": "cifar10"}
-    source = str(section.pop("name"))
+    source, said = str(section.pop("name")), []
     section |= {"size": size} if size else {}
     try:
         test = lrc.data.named(source, "test", **section)
-    except InputError:
-        load(model, weights=weights, **options)  # what is wrong with the network is said first
-        raise
-    found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), **options)
-    if (classes := len(found.model(test.x[:1].float() / 255)[0])) != len(test.classes):
+    except InputError as error:
+        side = 0 if size or "size" not in str(error) else usual_side(model)
+        if not side:
+            load(model, weights=weights, **options)  # what is wrong with the network is said first
+            raise
+        test = lrc.data.named(source, "test", **section, size=side)
+        said.append(f"images were brought to {side} x {side} pixels, for which {model} was made: --size has others")
+    test = test.subset(min(count, len(test)))
+    test = lrc.data.grey(test) if grey else test
+    found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), classes=len(test.classes), **options)
+    if (classes := found.model(test.float([0])).shape[1]) > len(test.classes) and test.classes == _numbers(test):
+        test = replace(test, classes=tuple(map(str, range(classes))))  # of arrays, whose last classes have no images
+    if classes != len(test.classes):
         raise InputError(f"{model} has {classes} classes, {source} has {len(test.classes)}: give its --data")
-    return found, test.subset(min(count, len(test))), source
+    return replace(found, notes=(*found.notes, *said)), test, source
+
+
+def _numbers(test: "lrc.Images") -> tuple[str, ...]:
+    return tuple(map(str, range(len(test.classes))))
 
 
 def main() -> None:

@@ -3,22 +3,23 @@
 import json as json_module
 import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrc.cli.commands import NETWORK, WEIGHTS, subject
+from lrc.cli.commands import NETWORK, WEIGHTS, Device, subject
 from lrc.experiments.recipe import number
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from lrc.data import Images
     from lrc.inspection import Inspection
 
-DATA = "Test images: a data set (lrc data), or a folder with a folder a class; the recipe's by default."
+DATA = (
+    "Test images: a data set (lrc data), a folder with a folder a class, arrays x and y (.npz), or a data set of "
+    "Hugging Face on disk; the recipe's by default."
+)
+GROUPS = "Superclasses: data, wordnet, found, none, or a TOML or JSON file of name = [classes]."
 
 
 def inspect(
@@ -31,25 +32,30 @@ def inspect(
     data: Annotated[str, typer.Option(help=DATA)] = "",
     size: Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")] = 0,
     images: Annotated[int, typer.Option(min=1, help="Test images to look at.")] = 1000,
-    groups: Annotated[
-        str, typer.Option(help="Superclasses: data, found, none, or a TOML or JSON file of name = [classes].")
-    ] = "data",
+    grey: Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")] = False,
+    groups: Annotated[str, typer.Option(help=GROUPS)] = "data",
     eps: Annotated[str, typer.Option(help="Radius of the attacks, Linf, in units of a pixel in [0, 1].")] = "8/255",
     attack: Annotated[bool, typer.Option("--attack", help="Run AutoAttack too: minutes to hours.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random choices.")] = 0,
+    device: Device = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict alone.")] = False,
     html: Annotated[Path | None, typer.Option(help="File for the page.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for C of W, or of the local map where there is no W.")] = None,
     npz: Annotated[Path | None, typer.Option(help="File for the maps and their C.")] = None,
 ) -> None:
-    """Is it robust, or does it only look so, and do its classes cluster? Several networks are compared.
+    """Is it robust, or does it only look so? Several networks are compared.
 
-    Example: lrc inspect timm:resnet18 --weights best.pth --data pictures/ --size 64 --html report.html
+    Example: lrc inspect timm:resnet18 --weights best.pth --data pictures/
+
+    The verdict, signs of gradient masking, and how its classes cluster; with --html all of it on one page.
     """
     from torch import Generator
 
     from lrc.inspection import inspect as look
-    from lrc.utils.devices import device
+    from lrc.utils import devices
+
+    where = devices.device()
 
     for path in (html, json, csv, npz):
         _writable(path)
@@ -58,18 +64,16 @@ def inspect(
     found: list[Inspection] = []
     for name in networks:
         network, test, source = subject(
-            name, weights, data, images, size=size, arguments=_arguments(arg or []), pretrained=pretrained,
+            name, weights, data, images, size=size, grey=grey, arguments=_arguments(arg or []), pretrained=pretrained,
             mean=_numbers("--mean", mean), std=_numbers("--std", std),
         )  # fmt: skip
-        test, kind = _grouped(test, groups)
-        model = network.model.to(device())
-        seeded = Generator().manual_seed(seed)
         seen = look(
-            model, test, name=name, source=source, groups=kind, eps=number(eps), attack=attack,
-            notes=network.notes, generator=seeded, progress=sys.stderr.isatty(),
+            network.model.to(where), test, name=name, source=source, groups=_groups(groups), eps=number(eps),
+            attack=attack, notes=network.notes, generator=Generator().manual_seed(seed),
+            progress=sys.stderr.isatty() and not quiet,
         )  # fmt: skip
         found.append(seen)
-        _print(found[-1])
+        _print(seen, quiet=quiet)
     _write(found, html, json, csv, npz)
 
 
@@ -93,21 +97,21 @@ def _numbers(option: str, text: str) -> list[float] | None:
         raise InputError(f"{option} {text}: expected a number a channel, 0.49,0.48,0.45") from error
 
 
-def _grouped(test: "Images", groups: str) -> "tuple[Images, str]":
-    """The images with the superclasses that were asked for, and what `lrc.inspect` is to take."""
-    if groups in ("data", "found", "none"):
-        return test, groups
-    from lrc.hierarchy import Hierarchy
-
+def _groups(groups: str) -> str | dict[str, list[str]]:
+    """What `lrc.inspect` is to take: a word, or what the file says."""
+    if groups in ("data", "wordnet", "found", "none"):
+        return groups
     path = Path(groups)
     try:
         text = path.read_text()
         read = tomllib.loads(text) if path.suffix == ".toml" else json_module.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--groups {groups} cannot be read ({error}): data, found, none, or a file") from error
-    if not isinstance(read, Mapping) or not all(isinstance(v, list) for v in read.values()):
+        raise InputError(
+            f"--groups {groups} cannot be read ({error}): data, wordnet, found, none, or a file"
+        ) from error
+    if not isinstance(read, dict) or not all(isinstance(v, list) for v in read.values()):
         raise InputError(f"--groups {groups}: expected names of groups with lists of classes, animals = [...]")
-    return replace(test, hierarchy=Hierarchy.of(read, test.classes, source=groups)), "data"
+    return read
 
 
 def _writable(path: Path | None) -> None:
@@ -116,23 +120,31 @@ def _writable(path: Path | None) -> None:
         raise InputError(f"{path} cannot be written: name a file in a folder that exists")
 
 
-def _print(found: "Inspection") -> None:
+def _print(found: "Inspection", *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.print(f"[bold]{found.name}[/] on {len(found.report)} images of {found.source}: {found.verdict}")
+    console = Console(markup=False, highlight=False)
+    console.print(f"{found.name} on {len(found.report)} images of {found.source}: {found.verdict}")
+    if quiet:
+        return
+    console.print(", ".join(f"{name} {found.report.accuracy(name)}" for name in found.report.names))
     table = Table(box=None)
     table.add_column("")
-    for head in ("contrast", "rank", "p", "likeness"):
+    for head in ("contrast", "rank", "p", "p given means", "likeness"):
         table.add_column(head, justify="right")
+    floors = set()
     for name, f in found.figures().items():
         rank = "-" if f["rank"] is None else f"{f['rank']}/{f['n_splits']}"
-        shown = ("-" if f[key] is None else f"{f[key]:.3g}" for key in ("p_value", "likeness"))
+        floors |= {f["n_splits"]} - {None}
+        given = f["given_class_means"] and f["given_class_means"]["p"]
+        shown = ("-" if v is None else f"{v:.3g}" for v in (f["p_value"], given, f["likeness"]))
         table.add_row(name, "-" if f["contrast"] is None else f"{f['contrast']:.2f}", rank, *shown)
     console.print(table)
+    for n in floors:
+        console.print(f"note: the smallest p that can come out is 1/{n}, of {n} ways to deal out the classes")
     for note in found.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
 
 
 def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv: Path | None, npz: Path | None) -> None:

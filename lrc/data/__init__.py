@@ -5,6 +5,7 @@ from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.colours import COLOURS, class_means, recoloured
 from lrc.data.folders import Folder, folder
+from lrc.data.given import as_images, grey, stored
 from lrc.data.images import Images
 from lrc.data.parts import as_superclasses, cifar20, subpopulations
 from lrc.data.shapes import SHAPES, shapes
@@ -18,6 +19,7 @@ __all__ = [
     "SOURCES",
     "Folder",
     "Images",
+    "as_images",
     "as_superclasses",
     "batches",
     "breeds",
@@ -26,10 +28,12 @@ __all__ = [
     "cifar100",
     "class_means",
     "folder",
+    "grey",
     "labelled",
     "named",
     "recoloured",
     "shapes",
     "stl10",
+    "stored",
     "subpopulations",
 ]

@@ -25,7 +25,8 @@ from lrc.utils.hashes import digest
 __all__ = ["Folder", "folder"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-PARTS = ("train", "val", "test")
+TESTS = ("test", "val", "valid", "validation")  # the first that there is
+PARTS = ("train", *TESTS)
 
 
 def folder(
@@ -65,7 +66,8 @@ def part_of(place: Path, split: str, *, size: int | None = None, **options: Any)
     Raises:
         InputError: as `folder`; or the parts differ in their classes or, without `size`, in the side of the images.
     """
-    part = place / ("val" if split == "test" and not (place / "test").exists() else split)
+    named = next((name for name in TESTS if (place / name).exists()), split)
+    part = place / (named if split == "test" else split)
     classes, others = classes_in(part), [place / name for name in PARTS if (place / name).is_dir()]
     for other in others:
         if differ := sorted({*classes} ^ {*classes_in(other)}):

@@ -1,6 +1,7 @@
 """The data sets by name."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from lrc.data.breeds import BREEDS, breeds
 from lrc.data.cifar import cifar10, cifar100
 from lrc.data.colours import recoloured
-from lrc.data.folders import part_of
+from lrc.data.folders import TESTS, folder, part_of
+from lrc.data.given import is_stored, stored
 from lrc.data.images import Images, check_set
 from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
@@ -48,7 +50,8 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     Args:
         name: one of `SOURCES`; or the path of a folder in which `train` and `test` (or `val`) hold a folder of images
             for each class, the same classes in each: see `lrc.data.folder`. Without `size` the images of all parts
-            have to be square and of one size.
+            have to be square and of one size. A folder without such parts is the test images itself. Or a file of
+            arrays, or a data set of the hub: see `lrc.data.stored`.
         split: "train" or "test".
         labels: "classes", or "superclasses" to have these as the labels.
         colour: as `lrc.data.recoloured`, with the class means of the training images.
@@ -70,8 +73,14 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     if name in SOURCES:
         return SOURCES[name](split, **options)
     place = Path(name).expanduser()
+    if is_stored(place):
+        return stored(place, split, **options)
     if not place.is_dir():
-        raise InputError(f"no data set is called {name!r}; there are {', '.join(SOURCES)}, or a folder of one's own")
+        near = "".join(f"; the nearest: {', '.join(n)}" for n in [get_close_matches(name, SOURCES, n=3)] if n)
+        there = f"there are {', '.join(SOURCES)}, or a folder of one's own, or a file of arrays (.npz)"
+        raise InputError(f"no data set is called {name!r}{near}; {there}")
+    if split == "test" and not any((place / part).is_dir() for part in ("train", *TESTS)):
+        return folder(place, **options)  # of one part
     return part_of(place, split, **options)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
+from rich.console import Console
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
@@ -20,13 +21,13 @@ from lrc.attacks.autoattack import STRANGE, Attack, as_it_is, attempt, cascade, 
 from lrc.attacks.common import check
 from lrc.attacks.rng import new_seed
 from lrc.attacks.threat_model import ball
-from lrc.data import Images
-from lrc.evaluation.accuracy import check_classes, check_data, device_of, predictions
+from lrc.data import Images, as_images
+from lrc.evaluation.accuracy import check_classes, check_data, device_of, logits, predictions
 from lrc.evaluation.masking import check_surrogate, masking_flags
 from lrc.evaluation.registry import choose
 from lrc.evaluation.report import CLEAN, Cost, Flag, Report, Result
 from lrc.evaluation.store import ANSWERS, Batch, Store
-from lrc.utils.checks import check_radius, explained
+from lrc.utils.checks import check_network, check_radius, explained
 from lrc.utils.files import write_text
 from lrc.utils.hashes import described, fingerprint, probe_answers
 from lrc.utils.networks import check_independent, untouched
@@ -35,7 +36,7 @@ from lrc.utils.processes import Fabric, first_of, gathered, place
 
 def evaluate(
     model: nn.Module,
-    data: Images,
+    data: Any,
     *,
     attacks: str | Sequence[str] | Mapping[str, Attack] = ("pgd", "autoattack"),
     eps: float = 8 / 255,
@@ -56,7 +57,8 @@ def evaluate(
 
     Args:
         model: images in [0, 1] to logits, one for each class of the data; run in eval mode, and left as it was.
-        data: labelled images; they go to the device of the model batch by batch.
+        data: labelled images, which go to the device of the model batch by batch; or a DataLoader, a dataset, or
+            (x, y): see `lrc.data.as_images`.
         attacks: names ("fgsm", "pgd", "pgd-margin", "mifgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw",
             "square", "nes", "nattack", "autoattack"); or functions by names of your own, called as
             `attack(model, x, y, eps=..., norm=..., generator=...)`, less the options that they do not have and those
@@ -93,6 +95,8 @@ def evaluate(
     >>> report.accuracy("pgd").interval[1] < 1, report.results["pgd"].cost.backward
     (True, 20)
     """
+    check_network(model)
+    data = as_images(data, count=lambda some: logits(model, some.subset(1)).shape[1])
     check_data(model, data, batch_size=batch_size, generator=generator)
     rank, _ = place(fabric)
     model = (
@@ -184,7 +188,8 @@ def _result(run: _Run, name: str, attack: Attack, report: Report) -> Result:
         own, found = left.nonzero()[rank::processes, 0], []
         title = name if part.name == name else f"{name}: {part.name}"
         chunks = own.split(run.batch_size) if len(own) else ()
-        for rows in track(chunks, description=title, disable=not run.progress or rank > 0):
+        hidden = not run.progress or rank > 0
+        for rows in track(chunks, title, disable=hidden, console=Console(stderr=True)):
             found.append(_batch(run, part, rows))
             run.store.add(name, call, found[-1])
         for batch in gathered(found, run.fabric):

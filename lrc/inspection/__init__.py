@@ -3,7 +3,8 @@
 `load` makes a network of a file or a name, `inspect` looks at it, and the result shows itself as a page.
 """
 
-from lrc.inspection.networks import Logits, Subject, data_of, load
+from lrc.inspection.architectures import data_of, usual_side
+from lrc.inspection.networks import Logits, Subject, load, subject
 from lrc.inspection.report import Clusters, Comparison, Inspection, class_means, compare, inspect
 from lrc.inspection.verdict import Verdict, verdict
 
@@ -19,5 +20,7 @@ __all__ = [
     "data_of",
     "inspect",
     "load",
+    "subject",
+    "usual_side",
     "verdict",
 ]

@@ -1,14 +1,8 @@
 """Any network that a user can name: built, its weights loaded, its outputs made logits, its inputs images in [0, 1]."""
 
-import importlib
-import importlib.util
-import inspect
-import json
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrc.inspection.architectures import architecture
 from lrc.inspection.weights import fit, read_weights
 from lrc.models import Normalize
+from lrc.utils.checks import check_network
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 
-__all__ = ["Logits", "Subject", "data_of", "load"]
+__all__ = ["Logits", "Subject", "device_of", "load", "subject"]
 
-LIBRARIES = ("torchvision", "timm", "transformers")
 CONTAINERS = ("_orig_mod", "module")  # of torch.compile and DataParallel
-LOGITS = ("logits", "out", "output")  # names under which networks give them
+LOGITS = ("logits", "out", "output", "pred", "scores")  # names under which networks give them
 
 
 @dataclass(frozen=True)
@@ -44,18 +40,6 @@ class Subject:
     data: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Built:
-    """What an architecture gives: how to build it for a number of classes, and what its own configuration says."""
-
-    make: Callable[[int | None], Any]
-    normalization: tuple[Sequence[float], Sequence[float]] | None = None
-    shape: tuple[int, ...] | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    loaded: bool = False  # with weights of its own
-    scaled: bool = False  # takes images in [0, 1] as it is
 
 
 def load(
@@ -86,250 +70,78 @@ def load(
         InputError: a name that nothing has, a library that is not installed, weights that do not fit, code in a file of
             weights, outputs that are no logits, or a network that does not take images of that shape.
     """
-    built = _architecture(spec, dict(arguments or {}), pretrained=pretrained)
+    built = architecture(spec, dict(arguments or {}), pretrained=pretrained)
     if weights is not None and built.scaled:
-        raise InputError("--weights goes with one's own network, MODULE:FUNCTION")
+        raise InputError(f"{spec} has weights of its own: --weights goes with one's own network, MODULE:FUNCTION")
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std go together: give both, a number a channel")
     notes: list[str] = []
     model = built.make(classes)
     if weights is not None:
         state, remark = read_weights(Path(weights))
         notes += remark
-        model = fit(model, state, make=None if classes else built.make, where=Path(weights), spec=spec, notes=notes)
+        model = fit(model, state, make=built.make, where=Path(weights), spec=spec, notes=notes)
     elif not built.loaded:
         notes.append("no weights were given: those of the network as it is built")
-    model = _plain(model, notes)
-    given = (mean, std) if mean is not None and std is not None else None
-    if (mean is None) != (std is None):
-        raise InputError("--mean and --std go together: give both, a number a channel")
-    if inside := given or (None if built.scaled else built.normalization):
-        model = nn.Sequential(Normalize(inside[0], inside[1]), model)
-        if given is None:
-            notes.append(
-                f"its own configuration normalizes images (mean {_listed(inside[0])}, std {_listed(inside[1])})"
-            )
-    size = tuple(shape or built.shape or (3, 32, 32))
-    model = _as_logits(model.eval(), size, spec, notes)
-    return Subject(model.eval(), spec, built.data, tuple(built.shape) if built.shape else None, tuple(notes))
+    inside = (mean, std) if mean is not None and std is not None else None
+    if inside is None and built.normalization and not built.scaled:
+        inside = built.normalization
+        said = ", std ".join(", ".join(f"{v:.3g}" for v in values) for values in inside)
+        notes.append(f"its own configuration normalizes images (mean {said})")
+    try:
+        found = subject(model, shape or built.shape or (3, 32, 32), name=spec, normalization=inside)
+    except InputError as error:
+        side = built.usual[-1] if built.usual and "does not take images" in str(error) else None
+        raise InputError(f"{error}; it was made for --size {side}") if side else error from error
+    found.model.eval()
+    return replace(found, data=built.data, shape=built.shape, notes=(*notes, *found.notes))
 
 
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{v:.3g}" for v in values)
+def subject(
+    model: Any,
+    shape: Sequence[int],
+    *,
+    name: str = "the network",
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Subject:
+    """The network as one from images in [0, 1] to logits; the module given stays as it was.
 
-
-def _architecture(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> _Built:
-    """What `spec` names, not built yet."""
-    path, (module, colon, name) = Path(spec), spec.partition(":")
-    if path.is_dir():
-        return _trained(path)
-    if path.is_file():
-        return _Built(lambda _: _from_file(path), loaded=True)
-    if colon and module in LIBRARIES:
-        return _library(module, name, arguments, pretrained=pretrained)
-    if colon and not (module and name):
-        raise InputError(f"{spec!r} names no function: expected a network of the zoo, or MODULE:FUNCTION")
-    if colon:
-        return _Built(_own(module, name, arguments))
-    return _of_the_zoo(spec)
-
-
-def data_of(spec: str) -> dict[str, Any]:
-    """Name and options of the data set that a network of the zoo or of `lrc train` was trained on, else nothing.
+    Args:
+        model: any module: compiled, scripted, in a container or in half precision, with any outputs that hold logits.
+        shape: of an image (channels, height, width).
+        name: what to call it.
+        normalization: mean and std of each channel, to be subtracted and divided by inside the network.
 
     Raises:
-        InputError: a folder that holds neither a network of `lrc train` nor one of transformers.
+        InputError: outputs that are no logits, or a network that does not take images of that shape.
     """
-    from lrc.experiments import store
-    from lrc.experiments.recipe import read, recipes
-
-    if Path(spec).is_dir() and not _of_transformers(Path(spec)):
-        made = read(store.settings(Path(spec)), where=spec)
-    elif spec in recipes():
-        made = recipes()[spec]
-    else:
-        return {}
-    return {k: v for k, v in made.written()["data"].items() if k not in ("validation", "limit")}
+    notes: list[str] = []
+    model = _plain(model, notes)
+    if normalization is not None:
+        if {len(values) for values in normalization} != {shape[0]}:
+            raise InputError(f"--mean and --std have a number for each channel: the images have {shape[0]}")
+        model = nn.Sequential(Normalize(*normalization).to(device_of(model)), model)
+    return Subject(_as_logits(model, tuple(shape), name, notes), name, notes=tuple(notes))
 
 
-def _of_the_zoo(name: str) -> _Built:
-    from lrc.experiments import store, zoo
-
-    if name not in zoo.names():
-        near = get_close_matches(name, zoo.names(), n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "lrc zoo list has them all"
-        raise InputError(f"the zoo has no {name!r}; {hint}; or give a folder that lrc train wrote, or MODULE:FUNCTION")
-    if not store.there(zoo.recipe(name)) and zoo.recipe(name).data.name != "shapes":
-        raise InputError(f"{name} is not shipped, and training it takes hours: lrc zoo make {name} does that")
-    return _Built(lambda _: zoo.obtain(name, progress=True).cpu(), data=data_of(name), loaded=True, scaled=True)
-
-
-def _of_transformers(folder: Path) -> bool:
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return False
-
-
-def _trained(folder: Path) -> _Built:
-    """A network in a folder that `lrc train` wrote, or one of transformers."""
-    if _of_transformers(folder):
-        return _library("transformers", str(folder), {}, pretrained=False)
-    from lrc.experiments import fitting, store
-    from lrc.experiments.recipe import read
-
-    made = read(store.settings(folder), where=str(folder))
-    return _Built(
-        lambda _: fitting.restore(made, folder / store.WEIGHTS_FILE),
-        data=data_of(str(folder)),
-        loaded=True,
-        scaled=True,
-    )
-
-
-def _library(library: str, name: str, arguments: dict[str, Any], *, pretrained: bool) -> _Built:
-    if importlib.util.find_spec(library) is None:
-        raise InputError(f"{library} is not installed: pip install {library}")
-    return {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[library](
-        name, arguments, pretrained
-    )
-
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def _torchvision(name: str, arguments: dict[str, Any], pretrained: bool) -> _Built:
-    from torchvision import models
-
-    _known("torchvision", name, models.list_models())
-    count = lambda n: {} if n is None else {"num_classes": n}  # noqa: E731
-    weights = "DEFAULT" if pretrained else None
-    normalization = IMAGENET if pretrained else None
-    make = _named(f"torchvision:{name}", lambda n: models.get_model(name, weights=weights, **count(n), **arguments))
-    return _Built(make, normalization, loaded=pretrained)
-
-
-def _timm(name: str, arguments: dict[str, Any], pretrained: bool) -> _Built:
-    import timm
-
-    if not timm.is_model(name.split(".")[0]):
-        _known("timm", name, timm.list_models())
-    configuration = timm.get_pretrained_cfg(name)
-    normalization = (configuration.mean, configuration.std) if configuration is not None else None
-    shape = tuple(configuration.input_size) if configuration is not None else None
-    count = lambda n: {} if n is None else {"num_classes": n}  # noqa: E731
-    make = _named(f"timm:{name}", lambda n: timm.create_model(name, pretrained=pretrained, **count(n), **arguments))
-    return _Built(make, normalization, shape, loaded=pretrained)
-
-
-def _transformers(name: str, arguments: dict[str, Any], pretrained: bool) -> _Built:
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    if not Path(name).is_dir() and not pretrained:
-        raise InputError(
-            f"there is no folder {name}: give one that save_pretrained wrote, or --pretrained to download it"
-        )
-    offline = {"local_files_only": not pretrained}
-    make = _named(
-        f"transformers:{name}",
-        lambda _: AutoModelForImageClassification.from_pretrained(name, **offline, **arguments),
-    )
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, **offline)
-        normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else None
-        size = processor.size
-        shape = (3, size["height"], size["width"]) if "height" in size else None
-    except Exception:  # a folder without a processor: its normalization is the user's to say
-        normalization = shape = None
-    return _Built(make, normalization, shape, loaded=True)
-
-
-def _known(library: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        near = (
-            ", ".join(get_close_matches(name, names, n=3, cutoff=0.4)) or f"none like it; see {library}.list_models()"
-        )
-        raise InputError(f"{library} has no network {name!r}; the nearest: {near}")
-
-
-def _named(what: str, make: Callable[[int | None], Any]) -> Callable[[int | None], Any]:
-    """The same, with errors of somebody else's code as one line."""
-
-    def guarded(classes: int | None) -> Any:
-        try:
-            return make(classes)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"cannot build {what}: {type(error).__name__}: {_line(error)}") from error
-
-    return guarded
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _own(module: str, name: str, arguments: dict[str, Any]) -> Callable[[int | None], Any]:
-    """What the user's function or class builds; with a number of classes where it takes one."""
-
-    def make(classes: int | None) -> Any:
-        function = _attribute(module, name)
-        options = dict(arguments)
-        takes = [n for n in ("num_classes", "classes", "n_classes") if n in inspect.signature(function).parameters]
-        if classes is not None and takes and takes[0] not in options:
-            options[takes[0]] = classes
-        network = function(**options)
-        if not isinstance(network, nn.Module):
-            raise InputError(f"{module}:{name} gave a {type(network).__name__}, not a torch.nn.Module")
-        return network
-
-    return _named(f"{module}:{name}", make)
-
-
-def _attribute(module: str, name: str) -> Callable[..., Any]:
-    if module.endswith(".py"):
-        if not Path(module).is_file():
-            raise InputError(f"there is no file {module}: give FILE.py:FUNCTION, or PACKAGE.MODULE:FUNCTION")
-        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-        assert spec is not None and spec.loader is not None
-        found = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = found
-        spec.loader.exec_module(found)
-    else:
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)  # a module beside the user
-        found = importlib.import_module(module)
-    if not hasattr(found, name):
-        near = get_close_matches(name, [n for n in vars(found) if not n.startswith("_")], n=3)
-        hint = f"; the nearest: {', '.join(near)}" if near else ""
-        raise InputError(f"cannot build {module}:{name}: there is no {name!r}{hint}")
-    return getattr(found, name)
-
-
-def _from_file(path: Path) -> nn.Module:
-    """A TorchScript or `torch.export` file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old; files of it are still about
-            return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
-    except Exception as error:
-        mend = "give the architecture first and this file as --weights" if path.suffix != ".py" else "add :FUNCTION"
-        raise InputError(f"{path} is neither a TorchScript nor a torch.export file: {mend}") from error
+def device_of(model: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _plain(model: Any, notes: list[str]) -> nn.Module:
-    """The network without the containers of torch.compile and DataParallel, in float32."""
+    """The network without the containers of torch.compile and DataParallel, in float32: a copy where it changes."""
     for name in CONTAINERS:
         inner = getattr(model, name, None)
         wraps = name == "_orig_mod" or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
         if wraps and isinstance(inner, nn.Module):
             notes.append(f"{type(model).__name__} was taken off")
             model = inner
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a {type(model).__name__} is no torch.nn.Module")
+    check_network(model)
     other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if other:
         notes.append(f"its weights were {', '.join(sorted(map(str, other)))}, and are float32 now")
-        model = model.float()
+        model = copy.deepcopy(model).float()
     return model
 
 
@@ -358,12 +170,13 @@ class Logits(nn.Module):
 @torch.no_grad()
 def _as_logits(model: nn.Module, shape: tuple[int, ...], spec: str, notes: list[str]) -> nn.Module:
     """The network with outputs (n, classes), by the rules of `Logits`; what cannot be made so is refused."""
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device_of(model))
     try:
-        output = model(x)
+        with untouched(model):
+            output = model(x)
     except Exception as error:
-        size = "x".join(map(str, shape))
-        raise InputError(f"{spec} does not take images of {size}: {type(error).__name__}: {_line(error)}") from error
+        size, reason = "x".join(map(str, shape)), " ".join(str(error).split())[:200]
+        raise InputError(f"{spec} does not take images of {size}: {type(error).__name__}: {reason}") from error
     if (key := _key(output, spec)) is not None:
         output = output[key]
         notes.append(f"of its outputs the logits are taken ({key!r})")

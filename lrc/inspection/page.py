@@ -64,6 +64,8 @@ def body(i: "Inspection") -> str:
         _section("How its classes cluster", _maps(i) + _matrices(i) + _trees(i)),
         _section("Among the networks of the zoo", _plane(i)),
         _section("What the maps look like", _pictures(i)),
+        _section("What was taken out of the network to make it linear", _taken_out(i)),
+        _section("Why it may be right on few images", _causes(i)),
         _section("What was done, and what does not follow", _limits(i)),
     ]
     return f'<div class="lrc"><style>{STYLE}</style>{"".join(sections)}</div>'
@@ -163,19 +165,23 @@ def _maps(i: "Inspection") -> str:
     for name, found in i.maps.items():
         test = found.test
         rank = "-" if test is None else f"{test.rank} of {test.n_splits:,}"
-        p = (
-            "-"
-            if test is None
-            else f"{test.p_value:.2g}" + (" (the least there is)" if test.rank == 1 and test.exact else "")
-        )
-        rows.append([name, _number(found.contrast), rank, p, _number(i.likeness(found))])
-    head = ["map", "contrast", "rank of the groups", "p", "likeness to the mean images"]
+        p = "-" if test is None else f"{test.p_value:.2g}" + (" (the least there is)" if test.rank == 1 else "")
+        given = "-" if found.partial is None else f"{found.partial.p_value:.2g}"
+        rows.append([name, _number(found.contrast), rank, p, given, _number(i.likeness(found))])
+    head = ["map", "contrast", "rank of the groups", "p", "p given the mean images", "likeness to the mean images"]
     kind = f"Groups: {'; '.join(i.group_names)}." if i.groups else "No groups were given, so there is no contrast."
     explored = " They were found in the network's own tree: explored, not tested." if i.groups and i.explored else ""
     why = (
         "Contrast: mean correlation of rows within groups less that between them, rows centred. The mean images of the "
-        "classes cluster with no network at all; likeness is the correlation of the entries of both matrices."
+        "classes cluster with no network at all; likeness is the correlation of the entries of both matrices. The p "
+        "given them asks whether the groups say more of C than it shares with them (a partial Mantel test)."
     )
+    if splits := {found.test.n_splits for found in i.maps.values() if found.test is not None}:
+        n = max(splits)
+        why += (
+            f" Of {n:,} ways to deal out the classes one is the given one, so 1/{n:,} = {1 / n:.2g} is the smallest p "
+            "that can come out: standard networks often reach it too."
+        )
     return _table(head, rows) + f'<p class="dim">{escape(kind + explored)} {why}</p>'
 
 
@@ -343,6 +349,46 @@ def _sheet(x: Float[Tensor, "n c h w"], columns: int = 5) -> np.ndarray:
         top, left = k // columns * (h + 1), k % columns * (w + 1)
         sheet[top : top + h, left : left + w] = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     return sheet
+
+
+def _taken_out(i: "Inspection") -> str:
+    """The rules as they were applied, alike ones in a line."""
+    if not i.taken_out:
+        return ""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for change in i.taken_out:
+        alike.setdefault((change.operation, change.became, change.convention), []).append(change.module or change.node)
+    rows = [
+        [
+            operation.removeprefix("torch.nn."),
+            f"{len(where)}",
+            became,
+            why,
+            where[0] + (", ..." if len(where) > 1 else ""),
+        ]
+        for (operation, became, why), where in alike.items()
+    ]
+    text = "All else is linear as it is, and was kept. W is the matrix that the network then is."
+    return _table(["operation", "times", "became", "why", "where"], rows, numbers=False) + f'<p class="dim">{text}</p>'
+
+
+def _causes(i: "Inspection") -> str:
+    """What was tried, where there is something to explain."""
+    from lrc.inspection.verdict import near_chance
+
+    if not i.tried or not (near_chance(i.report) or any(t.sure for t in i.tried)):
+        return ""
+    rows = [
+        [
+            t.what,
+            f"{t.before.value:.1%}",
+            f"{t.accuracy.value:.1%} of {t.accuracy.count}",
+            "likely" if t.sure else "no",
+            t.mend,
+        ]
+        for t in sorted(i.tried, key=lambda t: -t.accuracy.value)
+    ]
+    return _table(["cause", "as it is", "mended", "", "how"], rows, numbers=False)
 
 
 def _limits(i: "Inspection") -> str:

@@ -1,28 +1,36 @@
 """What can be said of a network by looking: how robust it is, whether that is masking, how its classes cluster."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from lrc.clustering import PermutationTest, class_correlation, contrast, cut, permutation_test, tree
-from lrc.data import Images
-from lrc.evaluation import Report, evaluate
-from lrc.inspection.verdict import Verdict, verdict
-from lrc.linearization import linear_map, mean_local_map
-from lrc.utils.checks import check_flag, check_whole
+from lrc.clustering import PermutationTest, class_correlation, contrast, cut, mantel_test, permutation_test, tree
+from lrc.data import Images, as_images, named
+from lrc.evaluation import Report, evaluate, logits
+from lrc.hierarchy import Hierarchy, wordnet_distance
+from lrc.inspection.architectures import data_of
+from lrc.inspection.causes import Tried, likely_cause, tried
+from lrc.inspection.networks import device_of, load, subject
+from lrc.inspection.verdict import Verdict, near_chance, verdict
+from lrc.linearization import linear_map, linearize, mean_local_map
+from lrc.linearization.surgery import Change
+from lrc.utils.checks import check_choice, check_flag, check_whole
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from lrc.hierarchy import Hierarchy
+    from matplotlib.figure import Figure
 
 __all__ = ["Clusters", "Comparison", "Inspection", "class_means", "compare", "inspect"]
 
 PGD = "pgd"
+LEAST = 2  # images that the Jacobian is averaged over
+WORK = 20_000 * 32**2  # rows of Jacobians, times pixels: what they take at 32 x 32 with 100 classes and 200 images
+PAIRS = 50_000_000  # of classes, over all permutations of the partial test
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Clusters:
         C: correlation of its rows, centred over the classes.
         contrast: mean of C within the groups less the mean between them; None without groups.
         test: that contrast among those of other groups of the same sizes; None without groups.
+        partial: whether C follows the groups beyond what both share with C of the class means (a Mantel test, given
+            the latter); None without groups or class means, or of these themselves.
         found: the tree of C, cut into as many clusters as there are groups, or into two.
     """
 
@@ -41,6 +51,7 @@ class Clusters:
     C: Float[Tensor, "classes classes"]
     contrast: float | None
     test: PermutationTest | None
+    partial: PermutationTest | None
     found: tuple[tuple[int, ...], ...]
 
 
@@ -57,6 +68,8 @@ class Inspection:
         means: the mean images of the classes, no network involved: the baseline.
         images: number of images that `local` is the mean over.
         shape: of an image.
+        taken_out: what became of each operation that `lrc.linearize` changed; empty where there is no W.
+        tried: usual causes of few right answers, and what mending each would bring.
         explored: the groups were found in the network's own tree, so that no test of them means anything.
         notes: what was done to the network that nobody asked for, and what could not be had, a sentence each.
         verdict: see `lrc.inspection.verdict`.
@@ -72,6 +85,8 @@ class Inspection:
     means: Clusters | None
     images: int
     shape: tuple[int, ...]
+    taken_out: tuple[Change, ...]
+    tried: tuple[Tried, ...]
     explored: bool
     notes: tuple[str, ...]
     verdict: Verdict
@@ -105,6 +120,8 @@ class Inspection:
                 "rank": found.test and found.test.rank,
                 "n_splits": found.test and found.test.n_splits,
                 "p_value": found.test and found.test.p_value,
+                "smallest_p_value": found.test and 1 / found.test.n_splits,
+                "given_class_means": found.partial and {"rho": found.partial.statistic, "p": found.partial.p_value},
                 "likeness": self.likeness(found),
                 "found": [[self.classes[k] for k in cluster] for cluster in found.found],
             }
@@ -122,11 +139,37 @@ class Inspection:
                 "group_names": list(self.group_names),
                 "maps": self.figures(),
                 "C": {name: found.C.tolist() for name, found in self.maps.items()},
+                "taken_out": [asdict(change) for change in self.taken_out],
+                "tried": [
+                    {
+                        "cause": t.what,
+                        "mend": t.mend,
+                        "right": t.accuracy.value,
+                        "of": t.accuracy.count,
+                        "before": t.before.value,
+                        "p_value": t.p_value,
+                    }
+                    for t in self.tried
+                ],
                 "notes": list(self.notes),
                 "evaluation": json.loads(self.report.to_json()),
             },
             indent=1,
         )
+
+    def plot(self) -> "Figure":
+        """C of each map side by side, classes in the order of the groups."""
+        import matplotlib.pyplot as plt
+
+        from lrc.plots import matrix
+
+        figure, axes = plt.subplots(
+            1, len(self.maps), figsize=(4.5 * len(self.maps), 4), layout="constrained", squeeze=False
+        )
+        for ax, (name, found) in zip(axes[0], self.maps.items(), strict=True):
+            said = "" if found.contrast is None else f", contrast {found.contrast:.2f}"
+            matrix(found.C, self.classes, groups=self.groups or None, title=name + said, ax=ax)
+        return figure
 
     def to_html(self) -> str:
         """One self-contained page."""
@@ -141,16 +184,16 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module,
-    data: Images,
+    model: nn.Module | str,
+    data: Any = None,
     *,
-    name: str = "the network",
+    name: str = "",
     source: str = "the images given",
-    groups: str = "data",
+    groups: str | Mapping[str, Sequence[str]] = "data",
     eps: float = 8 / 255,
     norm: str = "linf",
     attack: bool = False,
-    masking: int = 200,
+    masking: bool = True,
     local: int = 200,
     notes: Sequence[str] = (),
     generator: Generator | None = None,
@@ -159,15 +202,17 @@ def inspect(
     """Is the network robust, or does it only look so, and do its classes cluster as those of robust networks do?
 
     Args:
-        model: images in [0, 1] to logits (n, classes); left as it was. `lrc.inspection.load` makes one of a file.
-        data: labelled test images.
+        model: images in [0, 1] to logits (n, classes), or to what holds them (`lrc.inspection.subject`); left as it
+            was. Or what `lrc.inspection.load` takes, such as the name of a network of the zoo.
+        data: labelled test images, or what `lrc.data.as_images` makes them of; absent, those of the network's recipe.
         name, source: what to call network and images.
-        groups: "data" for the superclasses of the data, if they have any; "found" for those that the tree of the mean
-            local map gives: explored, not tested; "none".
+        groups: "data" for the superclasses of the data, if they have any; "wordnet" for those that the distances
+            between names of classes give; names of classes by name of group; "found" for those that the tree of the
+            mean local map gives: explored, not tested; "none".
         eps, norm: of the attacks, as in `lrc.evaluate`.
         attack: run AutoAttack beside PGD-20; it takes minutes to hours.
-        masking: images on which signs of gradient masking are looked for.
-        local: images over which the Jacobian is averaged; with many classes fewer.
+        masking: look for signs of gradient masking.
+        local: images over which the Jacobian is averaged, at most; fewer where classes or pixels are many.
         notes: what is to be said of the network, as `lrc.inspection.load` gives it.
         generator: of the attacks' random choices; a new one with seed 0 if absent.
         progress: show a progress bar.
@@ -176,43 +221,80 @@ def inspect(
         InputError: images that do not fit the network, another word for the groups, or as `lrc.evaluate`.
     """
     check_flag("attack", attack)
-    check_whole("masking", masking)
+    check_flag("masking", masking)
     check_whole("local", local, 1)
-    if not isinstance(groups, str) or groups not in ("data", "found", "none"):
-        raise InputError(f'groups must be "data", "found" or "none", not {groups!r}')
-    generator = generator or Generator().manual_seed(0)
+    if data is None:
+        data = _own_data(model)
+    images = as_images(data, count=lambda some: _count(model, some))
+    shape = tuple(images.x.shape[1:])
+    found = load(model, shape=shape) if isinstance(model, str) else subject(model, shape)
+    name, model, said = name or found.name, found.model, [*notes, *found.notes]
+    images, tested = _grouped(images, groups)
     report = evaluate(
-        model, data, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm,
-        generator=generator, masking=masking > 0, progress=progress,
+        model, images, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm,
+        generator=generator or Generator().manual_seed(0), masking=masking, progress=progress,
     )  # fmt: skip
-    some = data.subset(min(len(data), local, max(8, 20_000 // len(data.classes))))
-    x = some.float().to(next((p.device for p in model.parameters()), torch.device("cpu")))
-    J = mean_local_map(model, x, batch_size=min(50, max(1, 500 // len(data.classes)))).cpu()
-    names, members = _groups(data.hierarchy if groups == "data" else None)
-    said = list(notes)
+    causes = tried(model, images, report.predictions("clean"))
+    if (cause := likely_cause(causes)) and not near_chance(report):
+        said.append(f"perhaps {cause}")
+    some = images.subset(
+        min(len(images), max(LEAST, min(local, WORK // (len(images.classes) * max(shape[-1] ** 2, 1024)))))
+    )
+    J = mean_local_map(
+        model, some.float().to(device_of(model)), batch_size=min(50, max(1, 500 // len(images.classes)))
+    ).cpu()
+    names, members = _groups(images.hierarchy if tested else None)
     if groups == "found" and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
         names = tuple(f"cluster {i + 1}" for i in range(len(members)))
-    shape = tuple(data.x.shape[1:])
-    W = _linear(model, shape, said)
-    maps = {"linear sub-network": W, "mean local map": J, "mean images": class_means(data)}
+    W, changes = _linear(model, shape, said)
+    M = class_means(images)
     said += [
-        f"the {key} has classes without a row of their own" for key, m in maps.items() if not _directed(m, none=True)
+        f"the {what} has classes without a row of their own"
+        for what, rows in {"linear sub-network": W, "mean local map": J, "class means": M}.items()
+        if rows is not None and not _directed(rows)
     ]
-    linear, jacobian, means = (_clusters(rows, members, tested=groups == "data") for rows in maps.values())
-    given = jacobian.contrast if jacobian is not None and groups == "data" else None
+    means = _clusters(M, members, tested=tested, given=None)
+    linear, jacobian = (_clusters(rows, members, tested=tested, given=means) for rows in (W, J))
+    contrasted = jacobian.contrast if jacobian is not None and tested else None
     return Inspection(
-        name, source, report, members, names, linear, jacobian, means, len(some), shape, groups == "found",
-        tuple(said), verdict(report, given, shape=shape),
+        name, source, report, members, names, linear, jacobian, means, len(some), shape, changes, causes,
+        groups == "found", tuple(said), verdict(report, contrasted, shape=shape, cause=cause),
     )  # fmt: skip
 
 
-def _directed(rows: Tensor | None, *, none: bool = False) -> bool:
-    """Whether each row differs from their mean, so that there is a C; `none` where there are no rows."""
-    if rows is None:
-        return none
-    centred = (rows - rows.mean(0)).flatten(1)
-    return bool(centred.isfinite().all() and (centred.abs().amax(1) > 0).all())
+def _own_data(model: nn.Module | str) -> Images:
+    """The test images of the recipe of a network that has one."""
+    options = data_of(model) if isinstance(model, str) else {}
+    if not options:
+        raise InputError("nobody knows on which images this network was trained: give labelled ones of its classes")
+    return named(options.pop("name"), "test", **options)
+
+
+def _count(model: nn.Module | str, images: Images) -> int:
+    """Of the classes that the network knows."""
+    shape = tuple(images.x.shape[1:])
+    network = (load(model, shape=shape) if isinstance(model, str) else subject(model, shape)).model
+    return logits(network, images.subset(1)).shape[1]
+
+
+def _grouped(images: Images, groups: str | Mapping[str, Sequence[str]]) -> tuple[Images, bool]:
+    """The images with the superclasses that were asked for, and whether these are to be tested."""
+    if groups == "wordnet":
+        distance = wordnet_distance(images.classes)
+        found = cut(tree(1 - distance / distance.max()), max(2, len(distance) // 5))
+        groups = {" ".join(images.classes[k] for k in members[:3]): [images.classes[k] for k in members]
+                  for members in found}  # fmt: skip
+    if isinstance(groups, Mapping):
+        return replace(images, hierarchy=Hierarchy.of(groups, images.classes)), True
+    check_choice("grouping", groups, ("data", "wordnet", "found", "none"))
+    return images, groups == "data"
+
+
+def _directed(rows: Tensor) -> bool:
+    """Whether each row differs from their mean, so that there is a C."""
+    mean = rows.mean(0)
+    return all(bool((apart := (row - mean).abs().amax()).isfinite() and apart > 0) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -246,30 +328,32 @@ def compare(*inspections: Inspection) -> Comparison:
 
 def class_means(data: Images) -> Float[Tensor, "classes channels height width"]:
     """The mean image of each class, in [0, 1]; 0 for a class without images."""
-    total = torch.zeros(len(data.classes), *data.x.shape[1:], dtype=torch.float64)
-    for start in range(0, len(data), 500):
-        y = data.y[start : start + 500]
-        total.index_add_(0, y, data.x[start : start + 500].double())
-    count = torch.bincount(data.y, minlength=len(data.classes)).clamp(min=1)
-    return (total / (255 * count.view(-1, 1, 1, 1))).float()
+    total = torch.zeros(len(data.classes), *data.x.shape[1:])  # of whole numbers: exact up to 65,000 images a class
+    for x, y in data.read([slice(start, start + 100) for start in range(0, len(data), 100)]):
+        total.index_add_(0, y.cpu(), x.cpu().float())
+    count = torch.bincount(data.y.cpu(), minlength=len(data.classes)).clamp(min=1)
+    return total.div_(255 * count.view(-1, 1, 1, 1))
 
 
-def _groups(hierarchy: "Hierarchy | None") -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+def _groups(hierarchy: Hierarchy | None) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     if hierarchy is None:
         return (), ()
     return hierarchy.levels[0].names, tuple(map(tuple, hierarchy.groups()))
 
 
-def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> Tensor | None:
-    """W, or None and a note that says why there is none."""
+def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> tuple[Tensor | None, tuple[Change, ...]]:
+    """W and what was taken out for it, or None and a note that says why there is none."""
     try:
-        return linear_map(model, shape).cpu()
+        linear: Any = linearize(model, input_shape=shape)
+        return linear_map(linear, shape).cpu(), linear.report.changes
     except InputError as error:
         notes.append(f"the linear sub-network cannot be had: {error}")
-        return None
+        return None, ()
 
 
-def _clusters(rows: Tensor | None, groups: tuple[tuple[int, ...], ...], *, tested: bool) -> Clusters | None:
+def _clusters(
+    rows: Tensor | None, groups: tuple[tuple[int, ...], ...], *, tested: bool, given: Clusters | None
+) -> Clusters | None:
     if rows is None or not _directed(rows):
         return None
     C, members = class_correlation(rows, centre=True), [list(group) for group in groups]
@@ -280,5 +364,17 @@ def _clusters(rows: Tensor | None, groups: tuple[tuple[int, ...], ...], *, teste
         C,
         float(contrast(C, members)) if compared else None,
         permutation_test(C, members) if compared and tested else None,
+        _partial(C, members, given) if compared and tested and given is not None else None,
         tuple(map(tuple, found)),
     )
+
+
+def _partial(C: Tensor, groups: list[list[int]], given: Clusters) -> PermutationTest | None:
+    """Whether C follows the groups beyond what it shares with the class means; None where these leave nothing."""
+    apart = torch.ones(len(C), len(C), dtype=torch.float64)
+    for group in groups:
+        apart[torch.tensor(group)[:, None], torch.tensor(group)] = 0
+    try:
+        return mantel_test(C, apart, given=1 - given.C, samples=max(99, min(9999, PAIRS // len(C) ** 2)))
+    except InputError:
+        return None

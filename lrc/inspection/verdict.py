@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from lrc.evaluation import Report
+from lrc.inspection.causes import Tried
 
-__all__ = ["LOCAL_CONTRAST", "Verdict", "verdict"]
+__all__ = ["LOCAL_CONTRAST", "Verdict", "near_chance", "verdict"]
 
 LOCAL_CONTRAST = 0.7
 """Between the contrast of the mean local map of standard and of adversarially trained small networks on CIFAR-10."""
@@ -28,7 +29,12 @@ class Verdict:
         return f"{self.word}: {' '.join(self.reasons)}"
 
 
-def verdict(report: Report, local: float | None, *, shape: tuple[int, ...]) -> Verdict:
+def near_chance(report: Report) -> bool:
+    """Whether it classifies hardly better than chance."""
+    return report.accuracy("clean").interval[0] <= 1.5 / len(report.classes)
+
+
+def verdict(report: Report, local: float | None, *, shape: tuple[int, ...], cause: Tried | None = None) -> Verdict:
     """The verdict of an evaluation and of the contrast of the mean local map.
 
     - A network that classifies hardly better than chance is undecided: there is nothing to lose.
@@ -43,6 +49,7 @@ def verdict(report: Report, local: float | None, *, shape: tuple[int, ...]) -> V
         report: with clean accuracy, PGD, signs of masking, and AutoAttack if it was run.
         local: contrast of the mean local map between given superclasses; None without any.
         shape: of an image.
+        cause: why it classifies few images rightly, if that was found.
     """
     chance = 1 / len(report.classes)
     clean, worst, pgd = report.accuracy("clean"), report.accuracy(), report.accuracy("pgd")
@@ -50,10 +57,14 @@ def verdict(report: Report, local: float | None, *, shape: tuple[int, ...]) -> V
     against = (
         f"{'AutoAttack' if 'autoattack' in report.attacks else 'PGD-20'} at {report.norm} {255 * report.eps:.3g}/255"
     )
-    if clean.interval[0] <= 1.5 * chance:
+    if near_chance(report):
+        usual = (
+            "None of the usual causes explains it: normalization, the order of channels or of classes, images in "
+            "0..255; are these its weights, its classes and its images?"
+        )
+        why = usual if cause is None else f"The likely cause: {cause}."
         return Verdict("undecided", (
-            f"It classifies {clean.value:.1%} of {len(report)} images rightly, where chance gives {chance:.1%}.",
-            "Normalization, the order of channels or of classes, or images in 0..255 are the usual causes.",
+            f"It classifies {clean.value:.1%} of {len(report)} images rightly, where chance gives {chance:.1%}.", why,
         ))  # fmt: skip
     found = f"{worst.value:.1%} of {len(report)} images stay right under {against}; clean, {clean.value:.1%} are."
     masked = f"Signs of gradient masking are up: {', '.join(raised)}."

@@ -1,12 +1,15 @@
 """Files of weights as people have them, read without running code in them, and fitted to a network."""
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +18,12 @@ from lrc.utils.errors import InputError
 
 __all__ = ["fit", "read_weights"]
 
-PLACES = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "state_dict_ema", "model_ema")
+PLACES = (
+    "state_dict", "model_state_dict", "model", "model_state", "net", "network", "state", "weights", "params",
+    "ema", "state_dict_ema", "model_ema", "ema_state_dict",
+)  # fmt: skip
+SCALARS = [Namespace, PosixPath, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+"""What checkpoints hold beside weights that runs no code: options of a script, a best accuracy of NumPy's."""
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.")
 State = dict[str, Tensor]
 
@@ -41,7 +49,8 @@ def read_weights(path: Path) -> tuple[State, list[str]]:
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*SCALARS, scalar, (scalar, "numpy.core.multiarray.scalar")]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than weights, and reading it could run code: "
@@ -85,10 +94,7 @@ def fit(
     Raises:
         InputError: they do not fit; the line names what is missing, unexpected or of another shape.
     """
-    own = model.state_dict()
-    state, taken = _unprefixed(state, own)
-    if taken:
-        notes.append(f"the prefix {taken!r} of its names of weights was taken off")
+    own, state = model.state_dict(), _renamed(state, model, notes)
     misshapen = [k for k in state if k in own and state[k].shape != own[k].shape]
     if make is not None and misshapen and _differ_in_classes(state, own, misshapen):
         count = len(state[misshapen[-1]])
@@ -104,14 +110,35 @@ def fit(
     return model
 
 
-def _unprefixed(state: State, own: Mapping[str, Tensor]) -> tuple[State, str]:
-    """The weights under the names that most of the network's own are among, and the prefix that was taken off."""
-    best, taken, prefix = state, "", ""
-    while found := next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None):
-        state, prefix = {k.removeprefix(found): v for k, v in state.items()}, prefix + found
-        if sum(k in own for k in state) > sum(k in own for k in best):
-            best, taken = state, prefix
-    return best, taken
+def _renamed(state: State, model: nn.Module, notes: list[str]) -> State:
+    """The weights under the network's own names: without the prefix that a container put there, or with it.
+
+    What a file holds beside them (of the attacker, of the loss) is left. Where the network itself is the container, and
+    the weights are those of one part that has all its parameters, they get the names of that part.
+    """
+    own = model.state_dict()
+    heads = {"", _known_prefix(state), *(k.removesuffix(name) for k in state for name in own if k.endswith("." + name))}
+    held = {head: {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)} for head in heads}
+    best = max(sorted(heads), key=lambda head: (sum(k in own for k in held[head]), head == _known_prefix(state)))
+    if not any(k in own for k in held[best]):
+        learned = {name for name, _ in model.named_parameters()}
+        for part in sorted({name.removesuffix(k) for name in own for k in state if name.endswith("." + k)}):
+            if learned <= (inner := {part + k: v for k, v in state.items()}).keys() <= own.keys():
+                notes.append(f"its part {part.removesuffix('.')!r} gets the weights, the rest has none to learn")
+                return own | inner
+    if best:
+        others = [k for k in state if not k.startswith(best)]
+        left = f"; not taken: {others[0]}" + f" (and {len(others) - 1} more)" * (len(others) > 1) if others else ""
+        notes.append(f"the prefix {best!r} of its names of weights was taken off{left}")
+    return held[best]
+
+
+def _known_prefix(state: State) -> str:
+    """What containers put before all names."""
+    prefix = ""
+    while found := next((p for p in PREFIXES if state and all(k.startswith(prefix + p) for k in state)), None):
+        prefix += found
+    return prefix
 
 
 def _differ_in_classes(state: State, own: Mapping[str, Tensor], keys: list[str]) -> bool:
@@ -136,12 +163,17 @@ def _misfit(state: State, own: Mapping[str, Tensor], *, missing: list[str], unex
 
 def nearest(state: State) -> str | None:
     """A network of this package or of torchvision that has weights of just these names, if there is one."""
+    return next((name for name, names in _known().items() if names == _learned(state)), None)
+
+
+@cache
+def _known() -> dict[str, frozenset[str]]:
+    """Names of the weights of each network."""
     from torchvision import models
 
-    names = _learned(state)
-    known: dict[str, Callable[[], nn.Module]] = {**BUILDERS}
-    known |= {f"torchvision:{n}": partial(models.get_model, n) for n in models.list_models(module=models)}
-    return next((name for name, make in known.items() if _names_of(make) == names), None)
+    makers: dict[str, Callable[[], nn.Module]] = {**BUILDERS}
+    makers |= {f"torchvision:{n}": partial(models.get_model, n) for n in models.list_models(module=models)}
+    return {name: _names_of(make) for name, make in makers.items()}
 
 
 def _names_of(make: Callable[[], nn.Module]) -> frozenset[str]:

@@ -60,25 +60,25 @@ class Matched(nn.Module):
 )
 def test_the_verdict_is_right_or_undecided_on_networks_of_known_robustness(data, network, right):
     """Large areas survive 8/255, a faint pattern does not, however its gradient is hidden."""
-    found = inspect(network, data, masking=60, local=40)
+    found = inspect(network, data, masking=True, local=40)
     assert found.verdict.word in right, found.verdict
     assert found.report.accuracy("clean").value == 1
     assert (found.local is None) == network.rounded and "How its classes cluster" in found.to_html()
 
 
 def test_autoattack_makes_it_sure(data):
-    found = inspect(Matched(cues()[0], scale=0.1), data.subset(40), attack=True, masking=20, local=10)
+    found = inspect(Matched(cues()[0], scale=0.1), data.subset(40), attack=True, masking=True, local=10)
     assert found.verdict.word == "robust" and found.report.accuracy("autoattack").value == 1
 
 
 def test_a_network_that_knows_nothing_is_undecided_and_likely_causes_are_named(data):
-    found = inspect(Matched(torch.zeros(4, 3, 8, 8) + cues()[0][:1]), data, masking=0, local=10)
-    assert found.verdict.word == "undecided" and "Normalization" in str(found.verdict)
+    found = inspect(Matched(torch.zeros(4, 3, 8, 8) + cues()[0][:1]), data, masking=False, local=10)
+    assert found.verdict.word == "undecided" and "normalization" in str(found.verdict)
 
 
 def test_means_and_maps_are_what_they_are_called(data):
     network = Matched(cues()[0], scale=0.1)
-    found = inspect(network, data, masking=0, local=10)
+    found = inspect(network, data, masking=False, local=10)
     expected = torch.stack([data.x[data.y == k].double().mean(0) / 255 for k in range(4)]).float()
     assert torch.allclose(class_means(data), expected, atol=1e-6)
     assert found.W is not None and torch.allclose(found.W.rows, network.patterns.detach(), atol=1e-6)
@@ -89,7 +89,7 @@ def test_means_and_maps_are_what_they_are_called(data):
 
 @pytest.mark.parametrize("groups, names", [("found", ("cluster 1", "cluster 2")), ("none", ())])
 def test_without_groups_nothing_is_tested(data, groups, names):
-    found = inspect(Matched(cues()[0], scale=0.1), data, groups=groups, masking=0, local=10)
+    found = inspect(Matched(cues()[0], scale=0.1), data, groups=groups, masking=False, local=10)
     assert found.group_names == names and found.local is not None and found.local.test is None
 
 
@@ -99,20 +99,20 @@ def test_a_network_that_cannot_be_linearized_is_inspected_all_the_same(data):
             z = super().forward(x)
             return z + 0.001 * z * z
 
-    found = inspect(Squared(cues()[0], scale=0.1), data, masking=0, local=10)
+    found = inspect(Squared(cues()[0], scale=0.1), data, masking=False, local=10)
     assert found.W is None and any("linear sub-network cannot be had" in note for note in found.notes)
     assert "mean local map" in found.to_html()
 
 
 def test_two_classes_of_one_name_do_not_hide_each_other(data):
     twice = Images(data.x, data.y, CLASSES)
-    found = inspect(Matched(cues()[0], scale=0.1), twice, masking=0, local=10)
+    found = inspect(Matched(cues()[0], scale=0.1), twice, masking=False, local=10)
     assert len(json.loads(found.to_json())["C"]["mean local map"]) == 4
 
 
 def test_the_page_is_whole_and_asks_nobody(data):
     one, two = (
-        inspect(Matched(c, scale=0.1), data, name=n, masking=20, local=10) for c, n in zip(cues(), "a<", strict=True)
+        inspect(Matched(c, scale=0.1), data, name=n, masking=True, local=10) for c, n in zip(cues(), "a<", strict=True)
     )
     text = page([one, two])
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script|https?://", text)
@@ -161,5 +161,5 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_the_verdict_does_not_know_images_of_another_kind(data):
-    report = inspect(Matched(cues()[0], scale=0.1), data, masking=0, local=10).report
+    report = inspect(Matched(cues()[0], scale=0.1), data, masking=False, local=10).report
     assert verdict(report, 2.0, shape=(3, 224, 224)).word == "undecided"
