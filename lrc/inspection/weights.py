@@ -119,7 +119,11 @@ def _renamed(state: State, model: nn.Module, notes: list[str]) -> State:
     own = model.state_dict()
     heads = {"", _known_prefix(state), *(k.removesuffix(name) for k in state for name in own if k.endswith("." + name))}
     held = {head: {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)} for head in heads}
-    best = max(sorted(heads), key=lambda head: (sum(k in own for k in held[head]), head == _known_prefix(state)))
+    fitting = {head: sum(k in own for k in held[head]) for head in sorted(heads)}
+    known = _known_prefix(state)
+    best = max(fitting, key=lambda head: (fitting[head], head == known))
+    if best not in ("", known) and fitting[best] <= len(own) / 2:  # chance: names like 0.weight are everywhere
+        best = known
     if not any(k in own for k in held[best]):
         learned = {name for name, _ in model.named_parameters()}
         for part in sorted({name.removesuffix(k) for name in own for k in state if name.endswith("." + k)}):

@@ -89,7 +89,7 @@ def test_files_and_folders_give_the_same_images(tmp_path):
             named(str(tmp_path / place), "test") if place == "flat" else as_images(ImageFolder(str(tmp_path / "val")))
         )
         assert len(found) == 12 and found.classes == NAMES
-        assert {tuple(x.flatten().tolist()) for x, _ in found.read([[i] for i in range(12)])} == {
+        assert {tuple(x.flatten().tolist()) for x, _ in found.read([slice(i, i + 1) for i in range(12)])} == {
             tuple(x.flatten().tolist()) for x in X
         }
     loaded = as_images(DataLoader(ImageFolder(str(tmp_path / "val"), ToTensor()), batch_size=4))
