@@ -22,5 +22,5 @@ def device() -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch built without that backend
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"LRC_DEVICE (--device) is {named!r}, which cannot be used here ({reason}): unset it, or take cpu"
+            f"LRC_DEVICE is {named!r}, which cannot be used here ({reason}): unset it, or take cpu"
         ) from error

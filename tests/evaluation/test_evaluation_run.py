@@ -383,7 +383,7 @@ def test_a_file_is_no_folder(tmp_path):
 def test_progress_is_shown_on_request(capsys):
     model, data = linear(n=6)
     evaluate(model, data, attacks={"aa": partial(autoattack, version=PARTS)}, eps=EPS, masking=False, progress=True)
-    assert "aa: square" in capsys.readouterr().out
+    assert "aa: square" in capsys.readouterr().err
 
 
 def clipping(model, x, y, *, eps, generator):
