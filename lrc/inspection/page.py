@@ -35,12 +35,15 @@ font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem;ov
 .lrc h1{font-size:1.5rem;margin:.2rem 0}.lrc h2{font-size:1.15rem;margin:1.6rem 0 .4rem}
 .lrc table{border-collapse:collapse;font-variant-numeric:tabular-nums}.lrc .wide{overflow-x:auto}
 .lrc th,.lrc td{text-align:left;padding:.2rem .7rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-.lrc th{white-space:nowrap}.lrc td.n{text-align:right;white-space:nowrap}.lrc .dim{color:var(--dim)}
+.lrc tbody th{white-space:nowrap}.lrc td.n{text-align:right;white-space:nowrap}.lrc .dim{color:var(--dim)}
 .lrc figure{margin:0;flex:1 1 18rem;max-width:22rem}
 .lrc .row{display:flex;flex-wrap:wrap;gap:1.2rem}.lrc svg{width:100%;height:auto}.lrc svg text{fill:var(--ink)}
 .lrc .word{display:inline-block;padding:.1rem .6rem;border-radius:.3rem;font-weight:600;border:2px solid}
 .lrc .good{border-color:#009e73}.lrc .bad{border-color:#d55e00}.lrc .open{border-color:#8a8a8a}
 .lrc img{image-rendering:pixelated;width:100%;max-width:40rem}.lrc .axis{stroke:var(--dim);stroke-width:.5}
+@media(max-width:40rem){.lrc .text thead{display:none}.lrc .text tr{display:block;padding:.4rem 0}
+.lrc .text th,.lrc .text td{display:block;border:0;padding:0;white-space:normal}
+.lrc .text tr{border-bottom:1px solid var(--line)}}
 """
 
 
@@ -106,7 +109,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = T
 
     top = "".join(f'<th scope="col">{escape(h)}</th>' if h else "<td></td>" for h in head)
     lines = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    kind = "" if numbers else " text"
+    return (
+        f'<div class="wide{kind}" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    )
 
 
 def _number(value: float | None) -> str:
@@ -323,7 +329,7 @@ def _scatter(known: list[dict[str, Any]], key: str, own: float | None, accuracy:
         for a in (0, 0.2, 0.4, 0.6)
     )
     axes = '<path class="axis" fill="none" d="M10 2V58H99"/>'
-    head = '<svg viewBox="0 0 100 66" role="img" aria-label="Contrast against robust accuracy">'
+    head = '<svg viewBox="-4 0 104 66" role="img" aria-label="Contrast against robust accuracy">'
     return f"{head}{axes}{ticks}{dots}{ring}</svg>"
 
 
