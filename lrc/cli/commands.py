@@ -29,10 +29,11 @@ zoo_app = typer.Typer(help="The trained networks: list, show, remake.", no_args_
 app.add_typer(zoo_app, name="zoo")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"lrc {lrc.__version__}")
         raise typer.Exit
+    return wanted
 
 
 def _use(device: str) -> str:
