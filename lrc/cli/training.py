@@ -47,7 +47,7 @@ def train(
     data: Annotated[
         str | None, option("cifar10 (the default), cifar20, cifar100, shapes, or a folder with train/ and test/.")
     ] = None,
-    arch: Annotated[str | None, option("resnet18 (the default), resnet8 or vgg6.")] = None,
+    arch: Annotated[str | None, option("resnet18 (the default), resnet8, vgg6, or FILE.py:FUNCTION, your own.")] = None,
     width: Annotated[int | None, option("Channels of the first stage.", min=1)] = None,
     epochs: Annotated[int | None, option("Passes over the data (30).", min=1)] = None,
     eps: Annotated[str | None, option("Radius of the attack, in units of a pixel in [0, 1] (8/255).")] = None,

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ def _watch(
     """What is noted after each epoch: contrasts between superclasses; with `fast`, a radius, what shows a collapse."""
 
     def watch(model: nn.Module) -> dict[str, float]:
-        noted = _contrasts(model, groups=groups) if groups else {}
+        noted = _contrasts(model, validation, groups) if groups else {}
         if fast is not None:
             some = _first(validation, 500)
             noted |= watch_collapse(some.float(), some.y, eps=fast)(model)
@@ -140,7 +140,7 @@ def figures(
     """
     attack = partial(pgd, eps=eps, steps=20, step=eps / 4)
     robust = measure(model, test, attack=attack, generator=Generator().manual_seed(0))
-    contrasts = _contrasts(model, groups=test.hierarchy.groups()) if test.hierarchy else {}
+    contrasts = _contrasts(model, test, test.hierarchy.groups()) if test.hierarchy else {}
     return {"images": len(test), "clean": measure(model, test), "pgd20": robust} | contrasts
 
 
@@ -250,15 +250,18 @@ def _scout(wanted: Recipe) -> nn.Module:
     )
 
 
-def linear_part(model: nn.Module) -> dict[str, Tensor]:
+def linear_part(model: nn.Module, input_shape: Sequence[int] | None = None) -> dict[str, Tensor]:
     """W of the linear sub-network and its C: raw as the paper takes it, and centred."""
-    W = linear_map(model)
+    W = linear_map(model, input_shape)
     return {"W": W, "C_raw": class_correlation(W), "C_centred": class_correlation(W, centre=True)}
 
 
-def _contrasts(model: nn.Module, *, groups: list[list[int]]) -> dict[str, float]:
-    """Contrast of both between superclasses."""
-    part = linear_part(model)
+def _contrasts(model: nn.Module, images: Images, groups: list[list[int]]) -> dict[str, float]:
+    """Contrast of both between superclasses; none where a network of one's own cannot be linearized."""
+    try:
+        part = linear_part(model, _first(images, 1).float().shape[1:])
+    except InputError:
+        return {}
     return {f"contrast_{kind}": contrast(part[f"C_{kind}"], groups) for kind in ("raw", "centred")}
 
 

@@ -71,7 +71,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Name of an architecture in `lrc.models`, and its options."""
+    """Name of an architecture as `lrc.models.build` takes it, and its options."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -193,11 +193,12 @@ def checked(wanted: Recipe, *, where: str) -> Recipe:
     data, network, objective = wanted.data, wanted.network, wanted.objective
     own = {k: v for k, v in data.options.items() if k != "part"}  # which `named` looks at itself
     _fits(own, SOURCES.get(data.name, folder), named, subpopulations, where=f"{where}: data.", given=("split",))
-    if network.name not in BUILDERS:
+    if network.name in BUILDERS:
+        builder = BUILDERS[network.name]
+        kind = inspect.signature(builder).return_annotation  # takes what the builder hands on
+        _fits(network.options, kind, builder, build, where=f"{where}: network.", given=("blocks", "generator"))
+    elif ":" not in network.name:  # FILE.py:NAME is the user's own
         raise InputError(f"{where}: no network is called {network.name!r}; there are {', '.join(BUILDERS)}")
-    builder = BUILDERS[network.name]
-    kind = inspect.signature(builder).return_annotation  # takes what the builder hands on
-    _fits(network.options, kind, builder, build, where=f"{where}: network.", given=("blocks", "generator"))
     if objective.name not in METHODS:
         raise InputError(f"{where}: no method is called {objective.name!r}; there are {', '.join(METHODS)}")
     own = {k: v for k, v in objective.options.items() if k not in OF_RECIPES}

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from lrc.models.layers import CAS, JPEG, Guarded
+from lrc.utils import own
 from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
@@ -320,15 +321,19 @@ def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
     """The network called `name`, with the options of its builder.
 
     Args:
+        name: of an architecture of `lrc`; or of a function or class of one's own, FILE.py:NAME or PACKAGE.MODULE:NAME,
+            for images in [0, 1]. Its initial weights follow the generator's seed, and PyTorch's global draws stay as
+            they were.
         jpeg: quality of a JPEG compression in front of the network, as a part of it; none if absent.
 
     Raises:
         InputError: there is no such network, the message lists those there are; or it cannot be built, for an option
             that it does not have, or memory that there is not.
     """
-    check_choice("network", name, BUILDERS)
+    if ":" not in name:
+        check_choice("network", name, BUILDERS)
     try:
-        network = BUILDERS[name](**options)
+        network = _own(name, **options) if ":" in name else BUILDERS[name](**options)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
@@ -336,3 +341,11 @@ def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
         shown = {k: v for k, v in options.items() if k != "generator"}
         raise InputError(f"the network {name} cannot be built with {shown}: {reason}") from error
     return network if jpeg is None else Guarded(JPEG(jpeg), network)
+
+
+def _own(name: str, *, generator: Generator | None = None, classes: int | None = None, **arguments: Any) -> nn.Module:
+    if generator is None:
+        return own.network(name, arguments, classes=classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        return own.network(name, arguments, classes=classes)

@@ -149,6 +149,27 @@ def test_the_radius_of_the_objective_is_that_of_the_figures(command):
     assert figures["pgd20"] == pytest.approx(fitting.figures(network, test, eps=2 / 255)["pgd20"], abs=0.03)
 
 
+OWN = """
+from torch import nn
+def small(classes, width=3):
+    features = nn.Conv2d(3, width, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*features, nn.Linear(width, classes))
+"""
+
+
+def test_a_network_of_ones_own_is_trained_and_its_folder_known(command):
+    Path("mine.py").write_text(OWN)
+    words = ["train", *TINY, "--seed", "5", "--arch", "mine.py:small"]  # the width is in TINY
+    assert command(*words, "--out", "x")[::2] == command(*words, "--out", "y")[::2] == (0, "")
+    first, second = (load_file(f"{out}/weights.safetensors") for out in "xy")
+    assert first["0.weight"].shape == (4, 3, 3, 3) and all(torch.equal(first[k], second[k]) for k in first)
+    status, _, err = command("evaluate", "x", "--attack", "fgsm", "--no-masking", "--images", "8")
+    assert (status, err) == (0, "")
+    Path("mine.py").unlink()
+    status, _, err = command("evaluate", "x", "--attack", "fgsm", "--no-masking", "--images", "8")
+    assert status == 2 and "there is no file mine.py" in err and err.count("\n") == 1
+
+
 def test_what_it_wrote_is_inspected_and_evaluated(command):
     command("train", *TINY, "--out", "x")
     for words in (["inspect", "x"], ["evaluate", "x", "--attack", "pgd", "--no-masking"]):
