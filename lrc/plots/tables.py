@@ -50,7 +50,9 @@ class Table:
         head = "".join(f'<th scope="col"{k}>{escape(h)}</th>' for h, k in zip(self.head, kinds, strict=True))
         body = "".join(
             f'<tr><th scope="row">{escape(row[0])}</th>'
-            + "".join(f"<td{k}>{escape(cell)}</td>" for cell, k in zip(row[1:], kinds[1:], strict=True))
+            + "".join(
+                f"<td{k}>{_whole(cell) if k else escape(cell)}</td>" for cell, k in zip(row[1:], kinds[1:], strict=True)
+            )
             + "</tr>\n"
             for row in self.cells
         )
@@ -60,6 +62,11 @@ class Table:
             f'<div class="lrc-table" role="region" tabindex="0" aria-label="{label}"><table>\n'
             f"{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
         )
+
+
+def _whole(cell: str) -> str:
+    """As HTML: a narrow column may break before an interval or a deviation, not within."""
+    return escape(cell).replace(", ", ",&nbsp;").replace("± ", "±&nbsp;")
 
 
 def table(
