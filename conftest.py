@@ -19,7 +19,10 @@ def pytest_configure() -> None:
     matplotlib.use("Agg")  # not by MPLBACKEND: kernels would inherit it
 
 
-collect_ignore_glob = ["tests/benchmarks/*"]  # scripts, some with packages that only the extra `peers` brings
+collect_ignore_glob = [
+    "tests/benchmarks/*",  # scripts, some with packages that only the extra `peers` brings
+    "tests/second_device.py",  # whoever imports it has another accelerator: a process of its own does
+]
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -48,7 +48,7 @@ class Double(nn.Module):
         self.body = build("resnet8", classes=len(CLASSES), width=4, suppress=True, generator=draw(), **options).double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.double())
+        return self.body(x.to(next(self.parameters()).dtype))  # inspection makes it single
 
 
 def network(place: str, **options: Any) -> nn.Module:
@@ -171,7 +171,7 @@ def to_file(place: str) -> Any:
 
 
 def inspection(place: str) -> Any:
-    found = inspected(network(place), coloured(12), masking=0, local=4, generator=draw())
+    found = inspected(network(place), coloured(12), masking=False, local=4, generator=draw())
     assert found.to_html()
     return found.figures()
 

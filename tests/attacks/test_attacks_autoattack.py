@@ -155,4 +155,6 @@ def test_each_image_is_asked_about_no_more_than_the_budget_allows():
     y = network(x).argmax(1)
     network.seen.clear()
     autoattack(network, x, y, eps=1e-7, version={"square": partial(square, queries=50)})
-    assert network.images == 2 * (50 + 1 + 2)  # queries, the image before them, and the verdict on each part
+    assert (
+        network.images == 2 * (50 + 1 + 2) + 4
+    )  # queries, the image before them, and the verdict on each part; the probe

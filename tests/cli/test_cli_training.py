@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,12 @@ def test_a_finished_training_stays_as_it_is(command):
 
 
 def test_a_second_training_in_the_same_folder_is_refused(command):
-    with locked(Path("x")):
+    with ThreadPoolExecutor(1) as another:
+        held = locked(Path("x"))
+        another.submit(held.__enter__).result()
         status, output, err = command("train", *TINY, "--out", "x", "--seed", "1")
-    assert (status, output) == (2, "") and {path.name for path in Path("x").iterdir()} == {"lock"}
+        another.submit(held.__exit__, None, None, None).result()
+    assert (status, output) == (2, "") and {path.name for path in Path("x").iterdir()} == {".lock"}
     assert err == "lrc: another process is at work in x: wait until it ends, or name another folder\n"
 
 

@@ -154,7 +154,7 @@ def test_a_class_without_images_is_named(imagenet):
         ({"name": "living18"}, "'living18': there are entity13, entity30, living17, nonliving26"),
         ({"part": "both"}, "part 'both'"),
         ({"split": "dev"}, "split 'dev'"),
-        ({"size": 0}, "side 0"),
+        ({"size": 0}, "side of images, in pixels, must be a whole number >= 1, not 0"),
     ],
 )
 def test_bad_options(tmp_path, wrong, message):

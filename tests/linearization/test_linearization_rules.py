@@ -127,7 +127,7 @@ def test_means_of_other_gates():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((0, 3, 8, 8), "gates: there are no images"),
+        ((0, 3, 8, 8), "gates must be rows .* of one number or more"),
         ((2, 5, 8, 8), r"gates: .* not take images of shape \(5, 8, 8\) \("),
     ],
 )
@@ -509,7 +509,7 @@ def test_a_module_that_does_not_run(option):
 
 @pytest.mark.parametrize("options", [{"start": 2}, {"stop": 2}, {"keep": nn.ReLU()}])
 def test_paths_that_are_none(options):
-    with pytest.raises(lrc.InputError, match="is no path of a module: give one"):
+    with pytest.raises(lrc.InputError, match="is no path of a module: give one|must be the name of a module, not int"):
         inspect.unwrap(linearize)(nn.Sequential(nn.ReLU()), **options)
 
 
@@ -598,7 +598,7 @@ def test_verification_names_the_first_node_that_is_not_affine():
     with pytest.raises(lrc.InputError, match=r"verify: node 'model_1_0' \(Square in 1\.0\) is not affine, .* by \d"):
         linearize(model, rules={Square: "linear"}, input_shape=(4,))
     with pytest.raises(lrc.InputError, match=r"verify: node '\w*' \(Replacement in 1\.0\) is not affine"):
-        linearize(model, rules={Square: lambda module, x: x.abs()}, input_shape=(4,))
+        linearize(model, rules={Square: lambda module, x: x.square()}, input_shape=(4,))
     with pytest.raises(lrc.InputError, match="does not take images of shape .5,.: .*shapes cannot"):
         linearize(nn.Linear(4, 4), input_shape=(5,))
     linearize(nn.Linear(4, 4), verify=True)  # of an unknown shape: nothing to check on

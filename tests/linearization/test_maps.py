@@ -514,7 +514,7 @@ def test_alignment_of_other_shapes(unchecked):
             lrc.InputError, match=r"they have \(n, 4, 2, 5\), a mean one as mean_local_map\(\.\.\.\)\[N"
         ):
             alignment(local, W)
-    with pytest.raises(lrc.InputError, match=r"they have \(n, 4\)"):
+    with pytest.raises(lrc.InputError, match=r"W must be rows \(n, \.\.\.\) .*, not \(4,\)"):
         alignment(normal(3, 4), normal(4))
 
 
