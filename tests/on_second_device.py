@@ -171,7 +171,7 @@ def to_file(place: str) -> Any:
 
 
 def inspection(place: str) -> Any:
-    found = inspected(network(place), coloured(12), masking=False, local=4, generator=draw())
+    found = inspected(Double().float().to(place), coloured(12), masking=False, local=4, generator=draw())
     assert found.to_html()
     return found.figures()
 
