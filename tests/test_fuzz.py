@@ -28,7 +28,8 @@ from lrc.attacks.threat_model import ball
 from lrc.utils.errors import InputError
 from lrc.utils.networks import untouched
 
-EXAMPLES = int(os.environ.get("LRC_FUZZ", 150))
+FEW = 150  # the same ones each time
+EXAMPLES = int(os.environ.get("LRC_FUZZ", FEW))
 SHAPE, CLASSES = (3, 4, 4), 4
 
 
@@ -332,9 +333,16 @@ def close(found, expected, tolerance=1e-4):
     return torch.allclose(found.double(), expected.double(), rtol=0, atol=tolerance * float(scale), equal_nan=True)
 
 
+def logits(output):
+    return getattr(output, "logits", output)
+
+
 def jacobians(a):
     with untouched(a["model"]):
-        rows = [torch.autograd.functional.jacobian(a["model"], each[None])[0, :, 0] for each in a["x"].detach()]
+        rows = [
+            torch.autograd.functional.jacobian(lambda x: logits(a["model"](x)), each[None])[0, :, 0]
+            for each in a["x"].detach()
+        ]
     return torch.stack(rows)
 
 
@@ -374,7 +382,8 @@ def mean_distances(found, a):
 
 
 def scalar(found, a):
-    return found.dim() == 0 and not found.isnan()
+    given = any(v.isnan().any() for v in a.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
+    return found.dim() == 0 and (given or not found.isnan())  # a loss says NaN of NaN, and training stops there
 
 
 def finite_map(found, a):
@@ -563,7 +572,7 @@ def judged(name, arguments):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, derandomize=EXAMPLES == FEW, deadline=None, suppress_health_check=list(HealthCheck))
 @given(call=calls())
 def test_a_call_is_right_or_refused_in_one_line(unchecked, call):
     judged(*call)

@@ -220,14 +220,14 @@ def called(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, offered: Mapp
         InputError: it is no function with such options, or gives something else than images like x.
     """
     try:
-        parameters, fixed = inspect.signature(attack).parameters, getattr(attack, "keywords", {})
+        signature, fixed = inspect.signature(attack), getattr(attack, "keywords", {})
+        anything = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        given = {k: v for k, v in offered.items() if (anything or k in signature.parameters) and k not in fixed}
+        signature.bind(model, x, y, **given)
     except (TypeError, ValueError) as error:
         reason = error.__cause__ or error
         raise InputError(f"{described(attack)} cannot be called as an attack ({reason}): see its options") from error
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    found = attack(
-        model, x, y, **{k: v for k, v in offered.items() if (anything or k in parameters) and k not in fixed}
-    )
+    found = attack(model, x, y, **given)
     found = found.x_adv if isinstance(found, Verdicts) else found
     if not isinstance(found, Tensor) or found.shape != x.shape:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

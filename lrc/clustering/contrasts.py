@@ -97,6 +97,13 @@ def labels_within(within: Groups | None, labels: Int[Tensor, " classes"]) -> Int
     return coarse
 
 
+def _built(build: Callable[[Generator], nn.Module | Tensor], generator: Generator) -> nn.Module | Tensor:
+    try:
+        return build(generator)
+    except TypeError as error:
+        raise InputError(f"build must take a generator, and fails on one: {error}") from error
+
+
 def random_contrasts(
     build: Callable[[Generator], nn.Module | Tensor],
     groups: Groups,
@@ -128,7 +135,7 @@ def random_contrasts(
     check_generator(generator)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    maps = (build(generator) for _ in range(n))
+    maps = (_built(build, generator) for _ in range(n))
     matrices = (class_correlation(W if isinstance(W, Tensor) else linear_map(W), centre=centre) for W in maps)
     return torch.tensor([contrast(C, groups) for C in matrices], dtype=torch.float64)
 

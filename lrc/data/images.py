@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
 from lrc.hierarchy import Hierarchy, check_names
-from lrc.utils.checks import check_whole
+from lrc.utils.checks import check_tensor, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import digest
 
@@ -47,6 +47,8 @@ class Images:
             )
         if not isinstance(self.y, Tensor) or self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise InputError(f"y is {_kind(self.y)}, expected int64 ({len(self.x)},): give one label an image")
+        for name, value in (("x", self.x), ("y", self.y)):
+            check_tensor(name, value)
         check_names("class", self.classes)
         _check_labels(self.y, len(self.classes))
         if not isinstance(self.hierarchy, Hierarchy | None):
@@ -158,8 +160,8 @@ class Images:
 
         Raises InputError for more images than there are.
         """
-        check_whole("seed", seed)
-        if not check_whole("n", n) <= len(self):
+        seed, n = check_whole("seed", seed), check_whole("n", n)
+        if not n <= len(self):
             raise InputError(f"{n} images to hold out, there are {len(self)}")
         y = self.y.cpu()
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))

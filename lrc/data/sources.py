@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lrc.data.images import Images, check_set
 from lrc.data.parts import as_superclasses, cifar20, parted
 from lrc.data.shapes import shapes
 from lrc.data.stl10 import stl10
+from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
 __all__ = ["SOURCES", "labelled", "named"]
@@ -73,12 +75,15 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     if name in SOURCES:
         return SOURCES[name](split, **options)
     place = Path(name).expanduser()
+    check_choice("split", split, ("train", "test"))
     if is_stored(place):
         return stored(place, split, **options)
-    if not place.is_dir():
+    if not name or not place.is_dir():
         near = "".join(f"; the nearest: {', '.join(n)}" for n in [get_close_matches(name, SOURCES, n=3)] if n)
         there = f"there are {', '.join(SOURCES)}, or a folder of one's own, or a file of arrays (.npz)"
         raise InputError(f"no data set is called {name!r}{near}; {there}")
+    if unknown := options.keys() - signature(folder).parameters.keys():
+        raise InputError(f"{min(unknown)} is no option of a folder of images")
     if split == "test" and not any((place / part).is_dir() for part in ("train", *TESTS)):
         return folder(place, **options)  # of one part
     return part_of(place, split, **options)

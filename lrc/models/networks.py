@@ -330,7 +330,7 @@ def build(name: str, *, jpeg: int | None = None, **options: Any) -> nn.Module:
         InputError: there is no such network, the message lists those there are; or it cannot be built, for an option
             that it does not have, or memory that there is not.
     """
-    if ":" not in name:
+    if not isinstance(name, str) or ":" not in name:
         check_choice("network", name, BUILDERS)
     try:
         network = _own(name, **options) if ":" in name else BUILDERS[name](**options)

@@ -63,6 +63,8 @@ def tree(
     """Dendrogram of `lrc.tree(C)`; class names coloured by the true `groups` where given."""
     _check_names(classes, len(cophenetic(linkage)))
     groups = None if groups is None else listed(groups)
+    if not {i for group in groups or [] for i in group} <= {*range(len(classes))}:
+        raise InputError(f"groups must hold classes from 0 to {len(classes) - 1}, not {groups}")
     ax = ax or plt.subplots(figsize=(4.5, 4), layout="constrained")[1]
     dendrogram(
         linkage,
@@ -145,10 +147,10 @@ def curves(
     Raises:
         InputError: no such series, one without numbers, or not as many as `x` has.
     """
-    if not isinstance(series, Mapping) or not all(isinstance(name, str) and len(series[name]) for name in series):
+    if not isinstance(series, Mapping) or not all(isinstance(n, str) and _count(series[n]) for n in series):
         raise InputError("series must be a mapping of names to numbers, one or more each")
-    if x is not None and any(len(values) != len(x) for values in series.values()):
-        raise InputError(f"x has {len(x)} numbers: each series must have as many")
+    if x is not None and any(_count(values) != _count(x) for values in series.values()):
+        raise InputError(f"x has {_count(x)} numbers: each series must have as many")
     ax = ax or plt.subplots(figsize=(5.5, 3.2), layout="constrained")[1]
     colours = ink(series)
     for name, values in series.items():
@@ -158,6 +160,15 @@ def curves(
     ax.spines[["top", "right"]].set_visible(False)
     _name_lines(ax)
     return ax
+
+
+def _count(values: object) -> int:
+    """How many numbers there are in a row of them; 0 for what is none."""
+    try:
+        row = np.asarray(values, dtype=float)
+        return len(row) if row.ndim == 1 else 0
+    except (TypeError, ValueError):
+        return 0
 
 
 def _name_lines(ax: Axes) -> None:

@@ -174,7 +174,7 @@ def _measure(model: nn.Module, plan: Plan) -> Record:
     if plan.validation is not None:
         record["clean"] = shared_accuracy(model, plan.validation, fabric=plan.fabric)
     if plan.validation is not None and plan.attack is not None:
-        generator = Generator().manual_seed(plan.seed)
+        generator = Generator().manual_seed(int(plan.seed))
         record["robust"] = shared_accuracy(
             model, plan.validation, fabric=plan.fabric, attack=plan.attack, generator=generator
         )

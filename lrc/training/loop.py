@@ -1,5 +1,6 @@
 """Public entry point of training: `train`, with a checkpoint after each epoch."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -105,8 +106,12 @@ def train(
     _check_network(model)
     check_set(data, "data and validation")
     for name, function in (("objective", objective), ("schedule", rate), ("watch", watch), ("stop", stop)):
-        if function is not None and not callable(function):
+        if not callable(function) and (function is not None or name == "objective"):
             raise InputError(f"{name} must be a function, not {type(function).__name__}")
+    try:
+        inspect.signature(objective).bind(model, data, data, generator=None)
+    except (TypeError, ValueError) as error:
+        raise InputError("objective must take (model, x, y, generator=...), see lrc.objectives") from error
     fabric = join(device_of(model), precision=precision)
     _check_numbers(
         epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, ema=ema, seed=seed,
@@ -202,7 +207,11 @@ def _check_numbers(
     for name, value in options.items():
         check_number(name, value)
     for epoch in range(epochs):
-        check_number(f"the schedule's factor of epoch {epoch + 1}", rates(epoch / epochs))
+        try:
+            factor = rates(epoch / epochs)
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"the schedule fails on a share of the training, {epoch / epochs}: {error}") from error
+        check_number(f"the schedule's factor of epoch {epoch + 1}", factor)
     if ema is not None:
         check_number("ema, the share that the average keeps at a step,", ema, "[0, 1)")
     if checkpoint_every is not None:

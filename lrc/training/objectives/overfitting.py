@@ -44,7 +44,7 @@ def watch_collapse(
         accuracies, device = {}, next((p.device for p in model.parameters()), x.device)
         images, labels = x.to(device), y.to(device)
         for name, attack in attacks.items():
-            examples = attack(model, images, labels, generator=Generator().manual_seed(seed))
+            examples = attack(model, images, labels, generator=Generator().manual_seed(int(seed)))
             with untouched(model), torch.no_grad():
                 accuracies[name] = (logits(model, examples).argmax(1) == labels).float().mean().item()
         return accuracies
