@@ -47,8 +47,7 @@ class Images:
             )
         if not isinstance(self.y, Tensor) or self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise InputError(f"y is {_kind(self.y)}, expected int64 ({len(self.x)},): give one label an image")
-        for name, value in (("x", self.x), ("y", self.y)):
-            check_tensor(name, value)
+        check_tensor("y", self.y)
         check_names("class", self.classes)
         _check_labels(self.y, len(self.classes))
         if not isinstance(self.hierarchy, Hierarchy | None):

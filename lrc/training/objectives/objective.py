@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.utils.checks import check_labels, check_network, check_tensor, explained
+from lrc.utils.checks import check_labels, check_network, check_tensor
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import preserved, replaced
@@ -77,21 +77,25 @@ class Objective:
         """The loss of a batch, images in [0, 1]; the generator is of the attack's and the terms' random numbers.
 
         Raises:
-            InputError: no network, one that fails on these images, no tensor of images, or labels that are not one
-                whole number for each image.
+            InputError: no network, no tensor of images, doubles for a network that has none, or labels that are not
+                one whole number for each image.
         """
         check_network(model)
         check_tensor("images", x)
         check_labels(y, len(x) if x.dim() else 0)
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if x.dtype == torch.float64 and kinds and torch.float64 not in kinds:
+            raise InputError(
+                "images are torch.float64, and no weights of the network: x.float() brings them to float32"
+            )
         y = y.long()
-        with explained(model, x):
-            x_adv = x if self.attack is None else self.attack(model, x, y, generator=generator)
-            if not self.gamma:
-                return self._value(model, x, y, x_adv, generator)
-            with preserved(model):
-                worse = _worse_weights(model, self._value(model, x, y, x_adv, generator), self.gamma)
-            with replaced(model, worse):
-                return self._value(model, x, y, x_adv, generator)
+        x_adv = x if self.attack is None else self.attack(model, x, y, generator=generator)
+        if not self.gamma:
+            return self._value(model, x, y, x_adv, generator)
+        with preserved(model):
+            worse = _worse_weights(model, self._value(model, x, y, x_adv, generator), self.gamma)
+        with replaced(model, worse):
+            return self._value(model, x, y, x_adv, generator)
 
     def _value(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None
