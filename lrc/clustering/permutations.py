@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -18,6 +18,7 @@ __all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed
 
 EXACT_LIMIT = 20_000
 """Up to so many splits, all are tried."""
+LEVELS = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PermutationTest:
         rank: 1 + the number of splits of larger statistic.
         n_splits: number of splits compared, the given one included.
         exact: whether these are all there are.
+        quantiles: 5 %, 50 % and 95 % quantile of the statistic over these splits.
     """
 
     statistic: float
@@ -37,6 +39,7 @@ class PermutationTest:
     rank: int
     n_splits: int
     exact: bool
+    quantiles: tuple[float, float, float] = field(repr=False)
 
 
 def permutation_test(
@@ -94,7 +97,9 @@ def placed(statistic: float, values: Float[Tensor, " n"], *, exact: bool, roundi
     n = len(values) + given_apart
     level = int((values >= statistic - rounding).sum()) + given_apart
     above = int((values > statistic + rounding).sum())
-    return PermutationTest(statistic, level / n, 1 + above, n, exact)
+    every = values.double() if exact else torch.cat([values.double(), torch.tensor([statistic], dtype=torch.float64)])
+    low, middle, high = every.quantile(torch.tensor(LEVELS, dtype=torch.float64)).tolist()
+    return PermutationTest(statistic, level / n, 1 + above, n, exact, (low, middle, high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

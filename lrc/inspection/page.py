@@ -65,7 +65,7 @@ def body(i: "Inspection") -> str:
         _section("How robust it is", _accuracies(i) + _classes(i)),
         _section("Signs of gradient masking", _flags(i)),
         _section("How its classes cluster", _maps(i) + _matrices(i) + _trees(i)),
-        _section("Among the networks of the zoo", _plane(i)),
+        _section("Among the networks of the zoo", _plane(i)) if i.comparable else _section("Beside chance", _chance(i)),
         _section("What the maps look like", _pictures(i)),
         _section("What was taken out of the network to make it linear", _taken_out(i)),
         _section("Why it may be right on few images", _causes(i)),
@@ -289,11 +289,10 @@ def _tree(i: "Inspection", found: "Clusters") -> str:
 def _plane(i: "Inspection") -> str:
     """Contrast against accuracy under AutoAttack, of the recorded networks and of this one."""
     known = reference()
-    if not known or not i.groups:
+    if not known:
         return ""
     attack = "autoattack" if "autoattack" in i.report.attacks else i.report.attacks[0]
     own = i.report.accuracy(attack).value
-    far = len(i.classes) != 10 or i.shape[-1] > 32
     figures = "".join(
         f"<figure>{_scatter(known, key, None if found is None else found.contrast, own)}"
         f"<figcaption>contrast of {what} (across), accuracy under AutoAttack (up)</figcaption></figure>"
@@ -301,9 +300,34 @@ def _plane(i: "Inspection") -> str:
     )
     legend = ", ".join(f'<span style="border-bottom:3px solid {c}">{k}</span>' for k, c in KINDS.items())
     text = "The ring is this network" + ("" if attack == "autoattack" else ", under PGD-20 instead") + "."
-    if far:
-        text += " The recorded networks are small ones for CIFAR-10: for these data the comparison does not apply."
     return f'<div class="row">{figures}</div><p class="dim">{legend}. {escape(text)}</p>'
+
+
+def _chance(i: "Inspection") -> str:
+    """The contrasts beside those that chance gives, where the recorded networks are no reference."""
+    text = (
+        "The recorded networks are small ones for CIFAR-10. This network, its data or its groups are too far from "
+        "them: their contrasts are no measure here. "
+    )
+    rows = [
+        [
+            name,
+            _number(found.contrast),
+            " / ".join(map(_number, found.test.quantiles)),
+            " / ".join(map(_number, found.random)) or "-",
+        ]
+        for name, found in i.maps.items()
+        if found.test is not None
+    ]
+    if not rows:
+        return f"<p>{escape(text)}Without groups to test there is no contrast.</p>"
+    head = ["map", "contrast", "other groups, 5 / 50 / 95 %", "random weights"]
+    why = (
+        "Other groups: the same map, classes dealt out at random to groups of the same sizes. Random weights: the same "
+        "architecture, begun anew, the given groups. A contrast above both is more than chance and architecture give; "
+        "that makes no network robust."
+    )
+    return f'<p>{escape(text)}</p>{_table(head, rows)}<p class="dim">{escape(why)}</p>'
 
 
 def _scatter(known: list[dict[str, Any]], key: str, own: float | None, accuracy: float) -> str:

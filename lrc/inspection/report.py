@@ -1,5 +1,6 @@
 """What can be said of a network by looking: how robust it is, whether that is masking, how its classes cluster."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from lrc.hierarchy import Hierarchy, wordnet_distance
 from lrc.inspection.architectures import data_of
 from lrc.inspection.causes import Tried, likely_cause, tried
 from lrc.inspection.networks import device_of, load, subject
-from lrc.inspection.verdict import Verdict, near_chance, verdict
+from lrc.inspection.verdict import Verdict, near_chance, reference_applies, verdict
 from lrc.linearization import linear_map, linearize, mean_local_map
 from lrc.linearization.surgery import Change
 from lrc.utils.checks import check_choice, check_flag, check_whole
@@ -30,6 +31,7 @@ __all__ = ["Clusters", "Comparison", "Inspection", "class_means", "compare", "in
 PGD = "pgd"
 LEAST = 2  # images that the Jacobian is averaged over
 WORK = 20_000 * 32**2  # rows of Jacobians, times pixels: what they take at 32 x 32 with 100 classes and 200 images
+DRAWS = 5  # of random weights, where maps are cheap
 PAIRS = 50_000_000  # of classes, over all permutations of the partial test
 
 
@@ -45,6 +47,8 @@ class Clusters:
         partial: whether C follows the groups beyond what both share with C of the class means (a Mantel test, given
             the latter); None without groups or class means, or of these themselves.
         found: the tree of C, cut into as many clusters as there are groups, or into two.
+        random: the contrast of the same map where the network has random weights, a number a draw, in order; empty
+            where the recorded networks are the reference, and without a test.
     """
 
     rows: Float[Tensor, "classes channels height width"]
@@ -53,6 +57,7 @@ class Clusters:
     test: PermutationTest | None
     partial: PermutationTest | None
     found: tuple[tuple[int, ...], ...]
+    random: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +75,7 @@ class Inspection:
         shape: of an image.
         taken_out: what became of each operation that `lrc.linearize` changed; empty where there is no W.
         tried: usual causes of few right answers, and what mending each would bring.
+        comparable: the recorded networks are a reference for it: small ones for CIFAR-10.
         explored: the groups were found in the network's own tree, so that no test of them means anything.
         notes: what was done to the network that nobody asked for, and what could not be had, a sentence each.
         verdict: see `lrc.inspection.verdict`.
@@ -87,6 +93,7 @@ class Inspection:
     shape: tuple[int, ...]
     taken_out: tuple[Change, ...]
     tried: tuple[Tried, ...]
+    comparable: bool
     explored: bool
     notes: tuple[str, ...]
     verdict: Verdict
@@ -123,6 +130,8 @@ class Inspection:
                 "smallest_p_value": found.test and 1 / found.test.n_splits,
                 "given_class_means": found.partial and {"rho": found.partial.statistic, "p": found.partial.p_value},
                 "likeness": self.likeness(found),
+                "permuted_groups": found.test and list(found.test.quantiles),
+                "random_weights": list(found.random),
                 "found": [[self.classes[k] for k in cluster] for cluster in found.found],
             }
             for name, found in self.maps.items()
@@ -134,7 +143,11 @@ class Inspection:
             {
                 "network": self.name,
                 "data": self.source,
-                "verdict": {"word": self.verdict.word, "reasons": list(self.verdict.reasons)},
+                "verdict": {
+                    "word": self.verdict.word,
+                    "reasons": list(self.verdict.reasons),
+                    "reference_applies": self.comparable,
+                },
                 "groups": [list(group) for group in self.groups],
                 "group_names": list(self.group_names),
                 "maps": self.figures(),
@@ -240,9 +253,7 @@ def inspect(
     some = images.subset(
         min(len(images), max(LEAST, min(local, WORK // (len(images.classes) * max(shape[-1] ** 2, 1024)))))
     )
-    J = mean_local_map(
-        model, some.float().to(device_of(model)), batch_size=min(50, max(1, 500 // len(images.classes)))
-    ).cpu()
+    J = _mean_local_map(model, some)
     names, members = _groups(images.hierarchy if tested else None)
     if groups == "found" and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
@@ -255,11 +266,15 @@ def inspect(
         if rows is not None and not _directed(rows)
     ]
     means = _clusters(M, members, tested=tested, given=None)
+    comparable = reference_applies(model, images)
     linear, jacobian = (_clusters(rows, members, tested=tested, given=means) for rows in (W, J))
+    if not comparable and any(found is not None and found.test for found in (linear, jacobian)):
+        linear, jacobian = _by_chance(model, some, members, linear, jacobian)
     contrasted = jacobian.contrast if jacobian is not None and tested else None
     return Inspection(
         name, source, report, members, names, linear, jacobian, means, len(some), shape, changes, causes,
-        groups == "found", tuple(said), verdict(report, contrasted, shape=shape, cause=cause),
+        comparable, groups == "found", tuple(said),
+        verdict(report, contrasted, comparable=comparable, cause=cause),
     )  # fmt: skip
 
 
@@ -349,6 +364,56 @@ def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> tuple
     except InputError as error:
         notes.append(f"the linear sub-network cannot be had: {error}")
         return None, ()
+
+
+def _mean_local_map(model: nn.Module, some: Images) -> Tensor:
+    batch = min(50, max(1, 500 // len(some.classes)))
+    return mean_local_map(model, some.float().to(device_of(model)), batch_size=batch).cpu()
+
+
+def _by_chance(
+    model: nn.Module, some: Images, groups: tuple[tuple[int, ...], ...], *own: Clusters | None
+) -> list[Clusters | None]:
+    """The same W and mean local map, if there are any, with their contrasts where the network has random weights.
+
+    The maps of all draws take about half of the work of those of the network itself, two draws at least.
+    """
+    cost = 2 * DRAWS * len(some.classes) * max(some.x.shape[-1] ** 2, 1024)
+    fewer, draws = some.subset(min(len(some), max(LEAST, WORK // cost))), DRAWS if WORK // cost >= LEAST else LEAST
+    found: list[list[float]] = [[] for _ in own]
+    for seed in range(draws):
+        twin = random_weights(model, seed).to(device_of(model))
+        W = None if own[0] is None else _linear(twin, tuple(some.x.shape[1:]), [])[0]
+        J = None if own[1] is None else _mean_local_map(twin, fewer)
+        for values, rows in zip(found, (W, J), strict=True):
+            chance = _clusters(rows, groups, tested=False, given=None)
+            values += [] if chance is None or chance.contrast is None else [chance.contrast]
+    return [c and replace(c, random=tuple(sorted(values))) for c, values in zip(own, found, strict=True)]
+
+
+def random_weights(model: nn.Module, seed: int) -> nn.Module:
+    """A copy on the CPU with random weights: each layer's as PyTorch begins it.
+
+    What no layer's `reset_parameters` draws (tokens, layers of one's own, TorchScript) keeps its entries, in random
+    order.
+    """
+    twin = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        drawn = {id(p) for module in twin.modules() if _begun(module) for p in module.parameters(recurse=False)}
+        for p in twin.parameters():
+            if id(p) not in drawn:
+                p.copy_(p.flatten()[torch.randperm(p.numel())].view_as(p))
+    return twin
+
+
+def _begun(module: Any) -> bool:
+    """Whether the module's own method drew its weights anew."""
+    begin = None if isinstance(module, torch.jit.ScriptModule) else getattr(module, "reset_parameters", None)
+    try:
+        return callable(begin) and begin() is None
+    except Exception:  # one's own, which may want arguments
+        return False
 
 
 def _clusters(

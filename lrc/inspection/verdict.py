@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
+from lrc.data import Images
 from lrc.evaluation import Report
+from lrc.hierarchy import CIFAR10, Hierarchy
 from lrc.inspection.causes import Tried
 
-__all__ = ["LOCAL_CONTRAST", "Verdict", "near_chance", "verdict"]
+__all__ = ["LOCAL_CONTRAST", "Verdict", "near_chance", "reference_applies", "verdict"]
 
 LOCAL_CONTRAST = 0.7
 """Between the contrast of the mean local map of standard and of adversarially trained small networks on CIFAR-10."""
 
+LARGEST = 10 * 692_842  # parameters: ten times those of the largest recorded network
 SHARE = 0.5  # of the clean accuracy: who keeps less is hardly called robust
 
 
@@ -34,7 +39,18 @@ def near_chance(report: Report) -> bool:
     return report.accuracy("clean").interval[0] <= 1.5 / len(report.classes)
 
 
-def verdict(report: Report, local: float | None, *, shape: tuple[int, ...], cause: Tried | None = None) -> Verdict:
+def reference_applies(model: nn.Module, images: Images) -> bool:
+    """Whether the recorded networks say something of this one: a network of their size for CIFAR-10 and its groups."""
+    size = sum(p.numel() for p in model.parameters())
+    small = images.x.shape[1:] == (3, 32, 32) and size <= LARGEST
+    return small and _by_name(images.hierarchy) == _by_name(CIFAR10)
+
+
+def _by_name(hierarchy: Hierarchy | None) -> set[frozenset[str]]:
+    return set() if hierarchy is None else {frozenset(hierarchy.classes[k] for k in g) for g in hierarchy.groups()}
+
+
+def verdict(report: Report, local: float | None, *, comparable: bool, cause: Tried | None = None) -> Verdict:
     """The verdict of an evaluation and of the contrast of the mean local map.
 
     - A network that classifies hardly better than chance is undecided: there is nothing to lose.
@@ -42,13 +58,13 @@ def verdict(report: Report, local: float | None, *, shape: tuple[int, ...], caus
       and PGD alone would have left it more than half of its clean accuracy.
     - A sign of masking on a network that attacks leave right: it only looks robust.
     - One that AutoAttack leaves above chance, surely, is robust at this radius; PGD alone decides so only together
-      with a mean local map that clusters as those of robust networks do, where that is known (10 classes of small
-      images). What they disagree about is undecided.
+      with a mean local map that clusters as those of robust networks do, where that is known (see
+      `reference_applies`). What they disagree about is undecided.
 
     Args:
         report: with clean accuracy, PGD, signs of masking, and AutoAttack if it was run.
         local: contrast of the mean local map between given superclasses; None without any.
-        shape: of an image.
+        comparable: the recorded networks are a reference for this one.
         cause: why it classifies few images rightly, if that was found.
     """
     chance = 1 / len(report.classes)
@@ -79,10 +95,8 @@ def verdict(report: Report, local: float | None, *, shape: tuple[int, ...], caus
         return Verdict(word, (found, "That holds for this radius, these images and these attacks."))
     if worst.interval[0] <= chance:
         return Verdict("undecided", (found, "That is not clearly more than chance; more images or AutoAttack decide."))
-    known = local is not None and len(report.classes) == 10 and max(shape[1:]) <= 32
-    if not known:
+    if local is None or not comparable:
         return Verdict("undecided", (found, "PGD alone does not decide; AutoAttack does (--attack)."))
-    assert local is not None
     side = "above" if local > LOCAL_CONTRAST else "below"
     seen = f"The contrast of its mean local map, {local:.2f}, is {side} {LOCAL_CONTRAST}."
     if local > LOCAL_CONTRAST:

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 import lrc
 from lrc import Images, InputError, cli
-from lrc.hierarchy import Hierarchy
+from lrc.hierarchy import CIFAR10, Hierarchy
 from lrc.inspection import class_means, compare, inspect, verdict
 from lrc.inspection.page import page, reference
+from lrc.inspection.verdict import LARGEST, LOCAL_CONTRAST, reference_applies
 
 CLASSES = ("red", "pink", "blue", "navy")
 LARGE, FAINT = 60, 3  # amplitudes of both cues, of 255; the attack may change 8
@@ -137,8 +138,7 @@ def test_the_threshold_parts_the_recorded_networks():
         kind: [n["contrast_local"] for n in reference() if (n["kind"] == "adversarial") == kind]
         for kind in (True, False)
     }
-    limit = __import__("lrc.inspection.verdict", fromlist=["LOCAL_CONTRAST"]).LOCAL_CONTRAST
-    assert min(local[True]) > limit > max(local[False])
+    assert min(local[True]) > LOCAL_CONTRAST > max(local[False])
 
 
 def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch):
@@ -160,6 +160,47 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, monkeypatch):
         assert isinstance(result.exception, InputError) and option[1] in str(result.exception)
 
 
+@pytest.mark.parametrize("tensors", ["parameters", "layers"])
+def test_far_from_the_recorded_networks_the_page_shows_chance_instead(data, tensors):
+    """By chance: the three ways to pair four classes, and weights that know nothing of the images."""
+    network: nn.Module = Matched(cues()[0], scale=0.1)
+    if tensors == "layers":
+        layer = nn.Linear(192, 4, bias=False)
+        layer.weight.data = 0.1 * cues()[0].flatten(1)
+        network = nn.Sequential(nn.Flatten(), layer)
+    before = [p.clone() for p in network.parameters()]
+    found = inspect(network, data, masking=False, local=10)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    for one in (found.W, found.local):
+        assert one is not None and one.test is not None and one.contrast is not None
+        ways = [lrc.contrast(one.C, [[0, a], [b, c]]) for a, b, c in ((1, 2, 3), (2, 1, 3), (3, 1, 2))]
+        expected = torch.tensor(ways, dtype=torch.float64).quantile(torch.tensor([0.05, 0.5, 0.95]).double())
+        assert one.test.quantiles == pytest.approx(expected.tolist())
+        assert len(set(one.random)) >= 2 and max(map(abs, one.random)) < 0.5 < one.contrast
+    said = json.loads(found.to_json())
+    assert not said["verdict"]["reference_applies"]
+    assert said["maps"]["mean local map"]["random_weights"] == list(found.local.random)
+    assert "Beside chance" in found.to_html() and "Among the networks" not in found.to_html()
+
+
+def test_the_recorded_networks_are_a_reference_for_their_like_alone():
+    y = torch.arange(10)
+    own = Images(torch.zeros(10, 3, 32, 32).byte(), y, CIFAR10.classes, CIFAR10)
+    names = tuple(f"class {k}" for k in y)
+    small, large = nn.Linear(2, 2), nn.Linear(10_000, 1000, device="meta")
+    halves = Hierarchy.of({"a": own.classes[:6], "b": own.classes[6:]}, own.classes)
+    others = (
+        Images(own.x[..., :28, :28], y, own.classes, CIFAR10),
+        Images(own.x, y, names, Hierarchy.of({"a": names[:6], "b": names[6:]}, names)),
+        Images(own.x, y, own.classes, halves),
+        Images(own.x, y, own.classes),
+    )
+    assert reference_applies(small, own) and not reference_applies(large, own)
+    assert not any(reference_applies(small, other) for other in others)
+    largest = max(sum(p.numel() for p in lrc.zoo.load(n["name"]).parameters()) for n in reference())
+    assert largest * 10 == LARGEST
+
+
 def test_the_verdict_does_not_know_images_of_another_kind(data):
     report = inspect(Matched(cues()[0], scale=0.1), data, masking=False, local=10).report
-    assert verdict(report, 2.0, shape=(3, 224, 224)).word == "undecided"
+    assert verdict(report, 2.0, comparable=False).word == "undecided"
