@@ -4,15 +4,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrc.utils.errors import InputError
 
+if TYPE_CHECKING:
+    from lrc.experiments.studies import Row
+
 
 def study(
-    names: Annotated[list[str], typer.Argument(help="Studies, or single rows of one.")],
+    names: Annotated[list[str], typer.Argument(help="Studies, or single rows, STUDY/ROW where two studies have one.")],
     work: Annotated[Path, typer.Option(help="Folder for checkpoints: what was broken off goes on from there.")] = Path(
         "_build/studies"
     ),
@@ -30,9 +33,8 @@ def study(
 
     wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
-        missing = {row for name in studies.names() for row in studies.left(name)}
         for row in wanted:
-            print(f"{row} (not recorded)" if row in missing else row)
+            print(row.name if row.name in studies.recorded(row.study) else f"{row.name} (not recorded)")
         return
     if not wanted:
         print("all of it is recorded: name a single row to measure it anew")
@@ -53,20 +55,20 @@ def study(
         raise InputError("a process was killed, for want of memory perhaps: the same command goes on") from error
 
 
-def _rows(name: str, *, all_of_them: bool) -> list[str]:
+def _rows(name: str, *, all_of_them: bool) -> "list[Row]":
     """The rows to make: those of a study that are missing, or the one of that name."""
     from lrc.experiments import studies
 
     if name in studies.names():
-        return [row.name for row in studies.rows(name)] if all_of_them else studies.left(name)
-    try:
-        return [studies.row(name).name]
-    except InputError as error:
-        raise InputError(f"there is no study or row {name!r}; the studies are {', '.join(studies.names())}") from error
+        missing = studies.left(name)
+        return [row for row in studies.rows(name) if all_of_them or row.name in missing]
+    if name.rpartition("/")[2] in {row.name for study in studies.names() for row in studies.rows(study)}:
+        return [studies.row(name)]
+    raise InputError(f"there is no study or row {name!r}; the studies are {', '.join(studies.names())}")
 
 
-def _make(name: str, work: Path) -> None:
+def _make(row: "Row", work: Path) -> None:
     from lrc.experiments import studies
 
-    studies.make(name, work=work)
-    print(f"{name}: recorded", flush=True)
+    studies.make(row, work=work)
+    print(f"{row.name}: recorded", flush=True)

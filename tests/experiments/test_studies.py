@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -71,8 +72,10 @@ def lrc(*words, capsys, monkeypatch):
 
 def test_rows_have_names_of_their_own_by_which_they_are_found():
     every = [row for study in STUDIES for row in studies.rows(study)]
-    assert len({row.name for row in every}) == len(every)
-    assert all(studies.row(row.name) == row for row in every)
+    assert len({(row.study, row.name) for row in every}) == len(every)
+    assert all(studies.row(f"{row.study}/{row.name}") == row for row in every)
+    named = Counter(row.name for row in every)
+    assert all(studies.row(row.name) == row for row in every if named[row.name] == 1)
     for study in STUDIES:
         cells = [(row.model, row.choice, row.seed) for row in studies.rows(study)]
         assert len(set(cells)) == len(cells)
@@ -401,6 +404,25 @@ def test_controls_are_not_judged_by_the_dearest_attack(monkeypatch):
 
 
 # -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_two_studies_is_made_for_the_one_that_is_named(place, small, capsys, monkeypatch):
+    """One that a study has in common with another was measured as the other's, and called recorded."""
+    other = plan._studies()["shapes-boosting"] | {"images": 16, "main": {"R": "shapes-tiny-at"}}
+    monkeypatch.setitem(plan._studies(), "shapes-other", other)
+    common = [row.name for row in studies.rows("shapes-other")]
+    assert set(common) < set(small)
+    with pytest.raises(InputError, match=f"2 studies have a row '{common[0]}': say shapes-boosting/{common[0]} or "):
+        studies.make(common[0], work=place / "work")
+    status, _, err = lrc("study", common[0], "--work", place / "work", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and f"shapes-other/{common[0]}" in err and err.count("\n") == 1
+    words = ("study", f"shapes-other/{common[0]}", "--work", place / "work")
+    assert lrc(*words, capsys=capsys, monkeypatch=monkeypatch) == (0, f"{common[0]}: recorded\n", "")
+    found = studies.recorded("shapes-other")
+    assert [*found] == common[:1] and found[common[0]]["figures"]["images"] == 16
+    assert studies.recorded("shapes-boosting") == {}
+    status, out, _ = lrc("study", "shapes-other", "--list", capsys=capsys, monkeypatch=monkeypatch)
+    assert out == f"{common[0]}\n{common[1]} (not recorded)\n"
 
 
 @pytest.fixture

@@ -89,12 +89,16 @@ def rows(study: str) -> list[Row]:
 
 
 def row(name: str) -> Row:
-    """The row called `name`, of whatever study.
+    """The row called `name`, of whatever study; `STUDY/NAME` where several studies have one of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or more than one.
     """
-    for each in (each for study in names() for each in rows(study)):
-        if each.name == name:
-            return each
-    raise InputError(f"no study has a row {name!r}: `lrc study NAME --list` shows those of a study")
+    study, _, last = name.rpartition("/")
+    found = [each for every in ([study] if study else names()) for each in rows(every) if each.name == last]
+    if not found:
+        raise InputError(f"no study has a row {name!r}: `lrc study NAME --list` shows those of a study")
+    if len(found) > 1:
+        ways = " or ".join(f"{each.study}/{each.name}" for each in found)
+        raise InputError(f"{len(found)} studies have a row {name!r}: say {ways}")
+    return found[0]

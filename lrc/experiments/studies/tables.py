@@ -80,23 +80,23 @@ def paired(found: Sequence[Figures], model: str, other: str, figure: str, *, ove
     return t_interval(torch.stack([(a - b)[of == i].mean() for i in range(len(choices))]))
 
 
-def make(name: str, *, work: str | Path, progress: bool = False) -> Figures:
-    """Trains and measures the row called `name`, and records it in the package. What was broken off goes on.
+def make(wanted: Row | str, *, work: str | Path, progress: bool = False) -> Figures:
+    """Trains and measures a row, and records it in the package. What was broken off goes on.
 
     What is shipped is not trained anew.
 
     Args:
-        name: of a row.
+        wanted: the row, or its name as `lrc.studies.row` has it.
         work: folder for checkpoints, weights and verdicts; a second process waits for one that makes the same row.
         progress: show a progress bar.
 
     Raises:
-        InputError: no such row, a folder that holds what another recipe made, or records that are damaged or cannot be
-            written.
+        InputError: no such row, or several, a folder that holds what another recipe made, or records that are damaged
+            or cannot be written.
     """
-    wanted = row(name)
+    wanted = row(wanted) if isinstance(wanted, str) else wanted
     check(wanted.study)  # before hours of training, not after
-    place = Path(work) / name
+    place = Path(work) / wanted.name
     with locked(place, wait=True):
         made = recipe(wanted.recipe, change=wanted.change)
         if shipped := store.shipped(made):
