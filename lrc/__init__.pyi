@@ -16,7 +16,7 @@ from .evaluation import Report, accuracy, evaluate, logits
 from .experiments import studies, zoo
 from .experiments.claims import claim
 from .experiments.profiles import profile
-from .inspection import Inspection, compare, inspect
+from .inspection import Inspection, compare, explore, inspect
 from .linearization import affine_map, alignment, linear_map, linearize, local_map, mean_local_map
 from .training import objectives, train
 from .utils.errors import InputError
@@ -41,6 +41,7 @@ __all__ = [
     "cut",
     "data",
     "evaluate",
+    "explore",
     "feature_distance",
     "hierarchy",
     "inspect",

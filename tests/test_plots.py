@@ -138,6 +138,12 @@ def test_images_to_move_are_those_given():
     np.testing.assert_array_equal(np.array(pixels).transpose(2, 0, 1), (255 * x[1]).round())
 
 
+def test_numbers_beside_images_are_bars():
+    z = {"cat": torch.tensor(-1.234), "dog": 2.0}
+    (panel,) = frames(plots.moving(lambda k: {"logits": z}, title="x", k=["one"]))["frames"][0]
+    assert panel == {"title": "logits", "bars": [["cat", -1.23], ["dog", 2.0]]}
+
+
 def test_a_figure_without_a_choice_or_with_an_unknown_slider_is_an_error():
     for wrong in ({}, {"kind": []}, {"kind": ["a"], "sliders": ["eps"]}):
         with pytest.raises(InputError):

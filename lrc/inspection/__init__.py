@@ -4,13 +4,16 @@
 """
 
 from lrc.inspection.architectures import data_of, usual_side
+from lrc.inspection.explorer import Attacked, Explorer, explore
 from lrc.inspection.networks import Logits, Subject, load, subject
 from lrc.inspection.report import Clusters, Comparison, Inspection, class_means, compare, inspect
 from lrc.inspection.verdict import Verdict, verdict
 
 __all__ = [
+    "Attacked",
     "Clusters",
     "Comparison",
+    "Explorer",
     "Inspection",
     "Logits",
     "Subject",
@@ -18,6 +21,7 @@ __all__ = [
     "class_means",
     "compare",
     "data_of",
+    "explore",
     "inspect",
     "load",
     "subject",

@@ -203,6 +203,8 @@ def _ruled(output: Any, n: int, spec: str, notes: list[str]) -> tuple[Tensor, st
     if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != n:
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"{spec} gives {what} for {n} images: expected logits (n, classes)")
+    if output.is_complex():
+        raise InputError(f"{spec} gives {output.dtype}: expected logits, which are real")
     z = output.flatten(1)
     if z.shape[1] != output.shape[1]:
         raise InputError(f"{spec} gives {tuple(output.shape)} for {n} images: expected logits (n, classes)")

@@ -196,45 +196,40 @@ def _order(i: "Inspection") -> list[int]:
 
 
 def _matrices(i: "Inspection") -> str:
-    draw = _matrix if len(i.classes) <= READABLE else _matrix_image
-    return _figures({name: draw(i, found) for name, found in i.maps.items()})
+    return figures({name: matrix(found.C, i.classes, i.groups) for name, found in i.maps.items()})
 
 
-def _figures(shown: Mapping[str, str]) -> str:
+def figures(shown: Mapping[str, str]) -> str:
     """Pictures side by side, by their captions."""
     each = (f"<figure>{picture}<figcaption>{escape(text)}</figcaption></figure>" for text, picture in shown.items())
     return f'<div class="row">{"".join(each)}</div>'
 
 
-def _matrix(i: "Inspection", found: "Clusters") -> str:
-    """C as squares; each shows its pair and value where the pointer rests."""
-    order, k = _order(i), len(i.classes)
+def matrix(C: Float[Tensor, "k k"], classes: Sequence[str], groups: Sequence[Sequence[int]]) -> str:
+    """C as squares, ordered and framed by `groups` if there are any; each square tells its pair and value."""
+    order, k = [c for group in groups for c in group] or [*range(len(classes))], len(classes)
+    if k > READABLE:
+        return png(_coloured(C[order][:, order].numpy()), "Class correlation")
     squares = "".join(
-        f'<rect x="{c}" y="{r}" width="1" height="1" fill="{_colour(float(found.C[a, b]))}">'
-        f"<title>{escape(i.classes[a])}, {escape(i.classes[b])}: {found.C[a, b]:.2f}</title></rect>"
+        f'<rect x="{c}" y="{r}" width="1" height="1" fill="{_colour(float(C[a, b]))}">'
+        f"<title>{escape(classes[a])}, {escape(classes[b])}: {C[a, b]:.2f}</title></rect>"
         for r, a in enumerate(order)
         for c, b in enumerate(order)
     )
     frames, first = "", 0
-    for group in i.groups:
+    for group in groups:
         square = f'x="{first}" y="{first}" width="{len(group)}" height="{len(group)}"'
         frames += f'<rect {square} fill="none" stroke="#000" stroke-width=".08"/>'
         first += len(group)
     size = min(0.7, 6 / k)
     names = "".join(
         f'<text x="-.2" y="{r + 0.5}" font-size="{size}" text-anchor="end" dominant-baseline="middle">'
-        f"{escape(i.classes[a])}</text>"
+        f"{escape(classes[a])}</text>"
         for r, a in enumerate(order)
     )
-    left = 0.6 * size * max(map(len, i.classes)) + 0.3
+    left = 0.6 * size * max(map(len, classes)) + 0.3
     head = f'<svg viewBox="{-left} 0 {k + left} {k}" role="img" aria-label="Class correlation">'
     return f"{head}{squares}{frames}{names}</svg>"
-
-
-def _matrix_image(i: "Inspection", found: "Clusters") -> str:
-    order = _order(i)
-    C = found.C[order][:, order].numpy()
-    return _png(_coloured(C), "Class correlation")
 
 
 def _coloured(C: Float[np.ndarray, "k k"]) -> np.ndarray:
@@ -248,7 +243,7 @@ def _colour(value: float) -> str:
     return "#" + bytes(_coloured(np.array([[value]]))[0, 0]).hex()
 
 
-def _png(pixels: np.ndarray, text: str) -> str:
+def png(pixels: np.ndarray, text: str) -> str:
     from PIL import Image
 
     file = io.BytesIO()
@@ -260,14 +255,20 @@ def _png(pixels: np.ndarray, text: str) -> str:
 def _trees(i: "Inspection") -> str:
     if len(i.classes) > READABLE:
         return ""
-    return _figures({f"tree, {name}": _tree(i, found) for name, found in i.maps.items()})
+    return figures({f"tree, {name}": dendrogram(tree(found.C), i.classes, i.groups) for name, found in i.maps.items()})
 
 
-def _tree(i: "Inspection", found: "Clusters") -> str:
-    from scipy.cluster.hierarchy import dendrogram
+def dendrogram(
+    merges: Float[np.ndarray, "merges 4"],
+    classes: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    at: float | None = None,
+) -> str:
+    """A tree of classes, marked by `groups`, with a line at the distance `at` where one is given."""
+    from scipy.cluster import hierarchy
 
-    drawn = dendrogram(tree(found.C), no_plot=True)
-    k, top = len(i.classes), max(max(d) for d in drawn["dcoord"]) or 1.0
+    drawn = hierarchy.dendrogram(merges, no_plot=True)
+    k, top = len(classes), max(max(d) for d in drawn["dcoord"]) or 1.0
     width = 10.0
     lines = "".join(
         '<polyline fill="none" stroke="currentColor" stroke-width=".06" points="'
@@ -275,14 +276,17 @@ def _tree(i: "Inspection", found: "Clusters") -> str:
         + '"/>'
         for cs, ds in zip(drawn["icoord"], drawn["dcoord"], strict=True)
     )
-    of = {c: g for g, group in enumerate(i.groups) for c in group}
+    of = {c: g for g, group in enumerate(groups) for c in group}
     marks = ["", "\u25cf ", "\u25b2 ", "\u25a0 ", "\u25c6 ", "\u25cb ", "\u25b3 ", "\u25a1 ", "\u25c7 "]
     names = "".join(
         f'<text x="{width + 0.2}" y="{r + 0.5}" font-size=".6" dominant-baseline="middle">'
-        f"{marks[(of.get(c, -1) + 1) % len(marks)]}{escape(i.classes[c])}</text>"
+        f"{marks[(of.get(c, -1) + 1) % len(marks)]}{escape(classes[c])}</text>"
         for r, c in enumerate(drawn["leaves"])
     )
-    right = width + 0.4 * (max(map(len, i.classes)) + 3)
+    if at is not None:
+        x = width * (1 - min(at / top, 1.0))
+        lines += f'<path d="M{x:.3f} 0V{k}" stroke="#d55e00" stroke-width=".1" stroke-dasharray=".3 .2"/>'
+    right = width + 0.4 * (max(map(len, classes)) + 3)
     return f'<svg viewBox="0 0 {right:.1f} {k}" role="img" aria-label="Tree of classes">{lines}{names}</svg>'
 
 
@@ -359,8 +363,8 @@ def _scatter(known: list[dict[str, Any]], key: str, own: float | None, accuracy:
 
 def _pictures(i: "Inspection") -> str:
     text = "A picture a class, in the order of the matrices. Grey is zero; each is scaled by its own largest value."
-    shown = {name: _png(_sheet(_picture(i, found)), name) for name, found in i.maps.items()}
-    return f'{_figures(shown)}<p class="dim">{text}</p>'
+    shown = {name: png(sheet(_picture(i, found)), name) for name, found in i.maps.items()}
+    return f'{figures(shown)}<p class="dim">{text}</p>'
 
 
 def _picture(i: "Inspection", found: "Clusters") -> Float[Tensor, "n c h w"]:
@@ -368,7 +372,7 @@ def _picture(i: "Inspection", found: "Clusters") -> Float[Tensor, "n c h w"]:
     return rows if found is i.means else as_pictures(rows)
 
 
-def _sheet(x: Float[Tensor, "n c h w"], columns: int = 5) -> np.ndarray:
+def sheet(x: Float[Tensor, "n c h w"], columns: int = 5) -> np.ndarray:
     n, c, h, w = x.shape
     if max(h, w) > 64:  # small enough for a page
         x = torch.nn.functional.interpolate(x, size=(64, 64), mode="area")

@@ -237,7 +237,7 @@ def inspect(
     check_flag("masking", masking)
     check_whole("local", local, 1)
     if data is None:
-        data = _own_data(model)
+        data = own_data(model)
     images = as_images(data, count=lambda some: _count(model, some))
     shape = tuple(images.x.shape[1:])
     found = load(model, shape=shape) if isinstance(model, str) else subject(model, shape)
@@ -278,7 +278,7 @@ def inspect(
     )  # fmt: skip
 
 
-def _own_data(model: nn.Module | str) -> Images:
+def own_data(model: nn.Module | str) -> Images:
     """The test images of the recipe of a network that has one."""
     options = data_of(model) if isinstance(model, str) else {}
     if not options:

@@ -83,13 +83,28 @@ for (const root of document.querySelectorAll(".lrc-moving:not([data-ready])")) (
     });
   }
 
+  // Bars of all frames share one scale, so that they can be compared.
+  const longest = Math.max(1e-9, ...data.frames.flat().flatMap(p => p.bars ?? []).map(b => Math.abs(b[1])));
+  const lowest = Math.min(0, ...data.frames.flat().flatMap(p => p.bars ?? []).map(b => b[1]));
+  function bars(place, panel) {
+    const list = make("table", place, {className: "lrc-bars"});
+    for (const [name, value] of panel.bars) {
+      const row = make("tr", list), unit = 100 / (longest - lowest);
+      make("th", row, {scope: "row", textContent: name});
+      const bar = make("i", make("td", row));
+      bar.style.marginLeft = `${(Math.min(0, value) - lowest) * unit}%`;
+      bar.style.width = `${Math.abs(value) * unit}%`;
+      make("td", row, {textContent: value.toFixed(2)});
+    }
+  }
+
   function draw(focus) {
     const index = data.controls.reduce((n, c, i) => n * c.choices.length + at[i], 0), frame = data.frames[index];
     panels.textContent = "";
     const canvases = frame.map((panel, i) => {
       const place = make("div", panels);
       if (panel.title) make("p", place, {textContent: panel.title});
-      const canvas = panel.matrix ? matrix(place, panel) : images(place, panel);
+      const canvas = panel.matrix ? matrix(place, panel) : panel.bars ? bars(place, panel) : images(place, panel);
       if (canvas) canvas.dataset.i = i;
       return canvas;
     });

@@ -72,7 +72,7 @@ def moving(
     Args:
         frame: called with one of each of the `choices`, by name; gives what is drawn then: a square matrix with entries
             from -1 to 1, or images (n, c, h, w) in [0, 1]; or several of them side by side, by their titles. A pair
-            of images and labels puts a label under each image.
+            of images and labels puts a label under each image. There, numbers by name are bars.
         title: what the figure shows.
         classes: names of rows and columns of a matrix.
         groups: order and frames of the classes, as in `matrix`; their names stand at the sides of many.
@@ -112,6 +112,8 @@ def _panel(shown: Any, order: list[int]) -> dict[str, Any]:
     if isinstance(shown, tuple):
         x, labels = shown
         return {"images": [_png(image) for image in x], "labels": [*map(str, labels)]}
+    if isinstance(shown, Mapping):
+        return {"bars": [[str(name), round(float(value), 2) + 0.0] for name, value in shown.items()]}
     if shown.ndim == 4:
         return {"images": [_png(image) for image in shown], "labels": []}
     matrix = shown.detach().double().cpu()[order][:, order]
