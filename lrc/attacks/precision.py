@@ -1,6 +1,6 @@
 """Gradients in bfloat16, of a network that is run in float32."""
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class HalfBackward(TorchFunctionMode):
     image is fooled, how far a boundary is) does not know of the rounding. Weights must be frozen.
     """
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.conv2d, torch.nn.functional.linear) and len(args) > 1 and _applies(*args[:2]):

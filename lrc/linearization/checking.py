@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, fx, nn
@@ -76,6 +76,7 @@ def read_right(read: fx.GraphModule, model: nn.Module, input_shape: Sequence[int
 class _NoDropout(TorchFunctionMode):
     """Dropout that the network calls whatever its mode does nothing meanwhile; it is taken out anyway."""
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in DROPOUT:

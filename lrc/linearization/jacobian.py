@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -105,6 +105,7 @@ class _Widest(TorchFunctionMode):
         """How many gradients of that size `BUDGET` holds, at least one."""
         return max(1, BUDGET // self.bytes)
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.bytes = max(self.bytes, result.nbytes if isinstance(result, Tensor) else 0)

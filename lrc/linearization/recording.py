@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, fx, nn
@@ -81,6 +81,7 @@ class _Recorder(TorchFunctionMode):
             ) from error
         return self
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")

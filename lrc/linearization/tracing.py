@@ -5,7 +5,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, cast, no_type_check
 
 import torch
 from jaxtyping import config
@@ -166,6 +166,7 @@ def logits(output: Any) -> Any:
 class _Repeatable(TorchFunctionMode):
     """Refuses to freeze what the network draws at random while it is traced."""
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in RANDOM:
             raise InputError(f"the network draws at random in its forward ({func.__name__}): no one map describes it")

@@ -5,7 +5,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +176,7 @@ class _Norms(TorchFunctionMode):
     one image, of one row or column of pixels, and of instance norm always, for which PyTorch makes one image of all.
     """
 
+    @no_type_check  # called for each operation: checks of annotations in tests would take longer than it does
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         written = FORMULAS.get(func) if torch.is_grad_enabled() else None
         return (written or func)(*args, **(kwargs or {}))
