@@ -167,14 +167,15 @@ class _Parts(fx.Interpreter):
         if not found:
             return super().run_node(n)
 
-        def call(half: Callable[[_Pair], Any]) -> Any:
-            args, kwargs = map_aggregate(arguments, lambda v: half(v) if isinstance(v, _Pair) else v)
-            return getattr(self, n.op)(n.target, args, kwargs)
-
-        a, b = call(lambda v: v.a), call(lambda v: v.b)
+        a, b = self._run_half(n, arguments, lambda v: v.a), self._run_half(n, arguments, lambda v: v.b)
         if n.name in self.places and n.op != "output":
-            self.affine = self.affine and _near(a, b, call(lambda v: _Pair.middle(v.a, v.b)))
+            middle = self._run_half(n, arguments, lambda v: _Pair.middle(v.a, v.b))
+            self.affine = self.affine and _near(a, b, middle)
         return _Pair(a, b)
+
+    def _run_half(self, n: fx.Node, arguments: Any, half: Callable[["_Pair"], Any]) -> Any:
+        args, kwargs = map_aggregate(arguments, lambda v: half(v) if isinstance(v, _Pair) else v)
+        return getattr(self, n.op)(n.target, args, kwargs)
 
 
 def _near(a: Any, b: Any, middle: Any) -> bool:

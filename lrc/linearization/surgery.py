@@ -124,12 +124,7 @@ class Surgery:
     def data_among(self, arguments: Any) -> list[fx.Node]:
         """The nodes of `data` among the arguments, each as often as it occurs."""
         found: list[fx.Node] = []
-
-        def note(node: fx.Node) -> fx.Node:
-            found.extend([node] if node in self.data else [])
-            return node
-
-        map_arg(arguments, note)
+        map_arg(arguments, lambda node: found.append(node) if node in self.data else None)
         return found
 
     def insert(self, before: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
