@@ -178,8 +178,8 @@ class _Norms(TorchFunctionMode):
 
     @no_type_check  # called for each operation: checks of annotations in tests would take longer than it does
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written = FORMULAS.get(func) if torch.is_grad_enabled() else None
-        return (written or func)(*args, **(kwargs or {}))
+        written = FORMULAS.get(func)
+        return (written if written and torch.is_grad_enabled() else func)(*args, **(kwargs or {}))
 
 
 def _batch_norm(
