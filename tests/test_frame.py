@@ -6,6 +6,7 @@ import shutil
 import tomllib
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import chapters
 import nbformat
@@ -102,6 +103,17 @@ def test_a_page_keeps_what_it_uses_only():
     plain, formulas = (pages.cleaned(f"{head}<p{kind}>{table}") for kind in ("", ' class="math"'))
     assert "fontawesome" not in plain and "mathjax" not in plain and 'name="description"' in plain
     assert "mathjax" in formulas and formulas.count('<div class="scroll"') == 1
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/lrc"])
+def test_one_address_gives_all_buttons_and_none_gives_none(address):
+    given = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    options = {"repository_url": address, "repository_branch": given["branch"]}
+    app = SimpleNamespace(config=SimpleNamespace(html_theme_options=options))
+    pages.ways_in(app, app.config)
+    pages.addressed(app, "book/index", source := [(ROOT / "book" / "index.md").read_text()])
+    assert ("launch_buttons" in options) == ("use_issues_button" in options) == bool(address)
+    assert f"pip install -q git+{address or pages.ADDRESS}\n" in source[0]
 
 
 @pytest.fixture

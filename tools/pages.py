@@ -52,6 +52,30 @@ def cleaned(html: str) -> str:
     return html
 
 
+WAYS_IN = {
+    "use_repository_button": True,
+    "use_edit_page_button": True,
+    "use_issues_button": True,
+    "launch_buttons": {
+        "colab_url": "https://colab.research.google.com",
+        "binderhub_url": "https://mybinder.org",
+        "notebook_interface": "jupyterlab",
+    },
+}
+ADDRESS = "ADDRESS-OF-THE-REPOSITORY"  # in Markdown: the one that `_config.yml` gives
+
+
+def ways_in(app: Sphinx, config: Any) -> None:
+    """Buttons to run, edit and discuss a page, where `_config.yml` gives the address of the repository; else none."""
+    if config.html_theme_options.get("repository_url"):
+        config.html_theme_options |= WAYS_IN
+
+
+def addressed(app: Sphinx, name: str, source: list[str]) -> None:
+    """Writes the address of the repository where a page asks for it."""
+    source[0] = source[0].replace(ADDRESS, app.config.html_theme_options.get("repository_url") or ADDRESS)
+
+
 def pages(folder: Path) -> Iterator[Path]:
     """The pages that were built, in order."""
     return iter(sorted(p for p in folder.rglob("*.html") if "_static" not in p.parts))
@@ -74,5 +98,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the extension with Sphinx."""
+    app.connect("config-inited", ways_in)
+    app.connect("source-read", addressed)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
