@@ -1,5 +1,6 @@
 """The frame: requirements agree, stored chapters are whole, and the tool that runs them tells success from failure."""
 
+import doctest
 import io
 import re
 import shutil
@@ -103,6 +104,14 @@ def test_a_page_keeps_what_it_uses_only():
     plain, formulas = (pages.cleaned(f"{head}<p{kind}>{table}") for kind in ("", ' class="math"'))
     assert "fontawesome" not in plain and "mathjax" not in plain and 'name="description"' in plain
     assert "mathjax" in formulas and formulas.count('<div class="scroll"') == 1
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted((ROOT / "book" / "reference").glob("*.md"))])
+def test_the_example_of_a_page_of_the_reference_gives_what_it_says(name):
+    page = ROOT / "book" / "reference" / f"{name}.md"
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=flags)
+    assert tried and not failed
 
 
 @pytest.mark.parametrize("address", ["", "https://github.com/someone/lrc"])
