@@ -18,6 +18,7 @@ from lrc.evaluation.store import ANSWERS, Batch, Store
 from lrc.experiments import store
 from lrc.experiments.recipe import recipe
 from lrc.experiments.studies import records
+from lrc.inspection import page
 from lrc.training import checkpoints
 from lrc.training.checkpoints import State
 from lrc.utils.errors import InputError
@@ -68,6 +69,31 @@ def beside_weights(folder):
     return path, lambda: (store.settings(folder), store.metrics(folder))
 
 
+def shipped_record(folder):
+    name = "cifar10-resnet8-at"
+    shutil.copy(store.WEIGHTS / f"{name}.json", path := folder / f"{name}.json")
+    return path, partial(elsewhere, store, "WEIGHTS", folder, lambda: store.info(name)["metrics"])
+
+
+def shipped_weights(folder):
+    name = "cifar10-small-fast"
+    for end in ("json", "safetensors"):
+        shutil.copy(store.WEIGHTS / f"{name}.{end}", folder)
+    return folder / f"{name}.safetensors", partial(elsewhere, store, "WEIGHTS", folder, lambda: store.weights(name))
+
+
+def reference(folder):
+    shutil.copy(page.REFERENCE, path := folder / "reference.json")
+    return path, partial(elsewhere, page, "REFERENCE", path, page.reference)
+
+
+def elsewhere(module, name, place, read):
+    """What is read where the package has its files in another place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, place)
+        return read()
+
+
 def checkpoint(folder):
     model = network()
     sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -95,16 +121,7 @@ def figures(folder):
 
 def study(folder):
     shutil.copy(records.RECORDS / "palettes.jsonl", path := folder / "palettes.jsonl")
-    place = records.RECORDS
-
-    def read():
-        records.RECORDS = folder
-        try:
-            return records.recorded("palettes")
-        finally:
-            records.RECORDS = place
-
-    return path, read
+    return path, partial(elsewhere, records, "RECORDS", folder, partial(records.recorded, "palettes"))
 
 
 def decoded(folder):
@@ -130,6 +147,9 @@ KINDS = (
     report,
     weights,
     beside_weights,
+    shipped_record,
+    shipped_weights,
+    reference,
     checkpoint,
     metrics,
     figures,

@@ -3,13 +3,11 @@
 python tools/reference.py        needs CIFAR-10; two minutes on two cores
 """
 
-import json
-from pathlib import Path
-
 import lrc
 from lrc import zoo
 from lrc.inspection import page
 from lrc.utils.devices import device
+from lrc.utils.files import write_json
 
 IMAGES = 200  # the first of the test set, over which the Jacobian is averaged
 ADVERSARIAL = ("adversarial", "trades", "mart", "fast")
@@ -43,7 +41,7 @@ def main() -> None:
     test = lrc.data.cifar10("test")
     names = [n for n in zoo.names() if zoo.info(n)["shipped"] and n.startswith("cifar10-")]
     found = {"made_by": "make reference", "local_images": IMAGES, "networks": [entry(n, test) for n in names]}
-    Path(page.REFERENCE).write_text(json.dumps(found, indent=1) + "\n")
+    write_json(page.REFERENCE, found)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def info(name: str) -> dict[str, Any]:
     known = recipes().get(name) if isinstance(name, str) else None
     wanted, made = known or recipe(name), WEIGHTS / f"{name}.json"
     record = {"name": name, "recipe": wanted.written(), "shipped": (WEIGHTS / f"{name}.safetensors").exists()}
-    return record | (read_json(made, unsealed=True) if made.exists() else {})
+    return record | (read_json(made) if made.exists() else {})
 
 
 def shipped(wanted: Recipe) -> str | None:

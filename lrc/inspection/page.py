@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -17,6 +16,7 @@ from torch import Tensor
 from lrc.clustering import tree
 from lrc.evaluation import Rate
 from lrc.plots import rows as as_pictures
+from lrc.utils.files import read_json
 
 if TYPE_CHECKING:
     from lrc.inspection.report import Clusters, Inspection
@@ -94,7 +94,7 @@ def comparison(inspections: Sequence["Inspection"]) -> str:
 
 def reference() -> list[dict[str, Any]]:
     """The recorded networks: name, kind, architecture, contrast of W and of the mean local map, AutoAttack accuracy."""
-    return list(json.loads(REFERENCE.read_text())["networks"]) if REFERENCE.exists() else []
+    return list(read_json(REFERENCE)["networks"]) if REFERENCE.exists() else []
 
 
 def _section(title: str, content: str) -> str:

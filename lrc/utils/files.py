@@ -50,6 +50,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+PACKAGE = Path(__file__).parents[1]
 LOCK = ".lock"
 _held: dict[Path, tuple[int, int, object]] = {}  # folders locked, by process (a fork inherits this), thread, call
 
@@ -265,7 +266,8 @@ def _damage(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # damage leads to anything, in the parsers of several formats
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path} is damaged or cannot be read ({reason}): remove it to begin anew") from error
+        mend = "install the package again" if PACKAGE in path.parents else "remove it to begin anew"
+        raise InputError(f"{path} is damaged or cannot be read ({reason}): {mend}") from error
 
 
 def _objects(lines: Sequence[bytes]) -> list[dict[str, Any]]:
