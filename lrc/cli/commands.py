@@ -237,3 +237,10 @@ def main() -> None:
     except (InputError, FloatingPointError, OSError) as error:
         print(f"lrc: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        from lrc.utils.checks import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print("lrc: memory ran out: lower --batch-size, or free some of it", file=sys.stderr)
+        sys.exit(2)

@@ -53,7 +53,7 @@ def logits(
         InputError: no images, or a network that does not give logits (n, classes), or whose answer to an image
             depends on the others in its batch.
     """
-    check_data(model, images, batch_size=batch_size, generator=generator)
+    batch_size = check_data(model, images, batch_size=batch_size, generator=generator)
     device, out = device_of(model, images), []
     with untouched(model):
         for x, y in batches(images, batch_size):
@@ -168,14 +168,14 @@ def per_superclass(z: Float[Tensor, "n superclasses"], y: Int[Tensor, " labels"]
     return y[predicted == y].bincount(minlength=z.shape[1]) / y.bincount(minlength=z.shape[1])
 
 
-def check_data(model: nn.Module, images: Images, *, batch_size: int, generator: Generator | None) -> None:
-    """Refuses what cannot be evaluated, before anything runs."""
+def check_data(model: nn.Module, images: Images, *, batch_size: int, generator: Generator | None) -> int:
+    """Refuses what cannot be evaluated, before anything runs; the batch size."""
     check_network(model)
     check_set(images, "the images")
     if not len(images):
         raise InputError("there are no images to classify: give at least one")
-    check_whole("batch_size", batch_size, 1)
     check_generator(generator)
+    return check_whole("batch_size", batch_size, 1)
 
 
 def check_classes(z: Float[Tensor, "n classes"], images: Images) -> None:

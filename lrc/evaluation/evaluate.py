@@ -5,7 +5,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lrc.evaluation.registry import choose
 from lrc.evaluation.report import CLEAN, Cost, Flag, Report, Result
 from lrc.evaluation.store import ANSWERS, Batch, Store
 from lrc.utils.checks import check_network, check_radius, explained
-from lrc.utils.files import write_text
+from lrc.utils.files import locked, write_text
 from lrc.utils.hashes import described, fingerprint, probe_answers
 from lrc.utils.networks import check_independent, untouched
 from lrc.utils.processes import Fabric, first_of, gathered, place
@@ -83,7 +83,7 @@ def evaluate(
     Raises:
         InputError: no images, other classes than the network's, an unknown attack or norm, an attack that leaves the
             ball by more than rounding, a surrogate that does not fit, or a folder `out` that holds another run or
-            damaged files.
+            damaged files, cannot be written, or is another process' at the moment.
 
     >>> x = torch.full((2, 3, 4, 4), 128, dtype=torch.uint8)
     >>> x[0, 0], x[1, 0] = 130, 150  # a little and clearly redder than green and blue
@@ -97,7 +97,7 @@ def evaluate(
     """
     check_network(model)
     data = as_images(data, count=lambda some: logits(model, some.subset(1)).shape[1])
-    check_data(model, data, batch_size=batch_size, generator=generator)
+    batch_size = check_data(model, data, batch_size=batch_size, generator=generator)
     rank, _ = place(fabric)
     model = (
         nn.Sequential(model) if isinstance(model, torch.jit.ScriptModule) else model
@@ -111,16 +111,17 @@ def evaluate(
     if masking and surrogate is not None:
         check_surrogate(surrogate, model, data)
     folder = None if out is None else Path(out)
-    run = _begin(model, data, eps, norm, batch_size, folder, generator, progress, precision, fabric)
-    report = _report(run)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=STRANGE)  # the report says it
-        for name, attack in ({CLEAN: as_it_is} | chosen).items():
-            report = replace(report, results=report.results | {name: _result(run, name, attack, report)})
-        if masking:
-            report = replace(report, flags=first_of(fabric, lambda: _flags(run, report, surrogate)))
-    if out is not None and rank == 0:
-        write_text(Path(out) / "report.json", report.to_json())
+    with nullcontext() if folder is None or rank else locked(folder):
+        run = _begin(model, data, eps, norm, batch_size, folder, generator, progress, precision, fabric)
+        report = _report(run)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=STRANGE)  # the report says it
+            for name, attack in ({CLEAN: as_it_is} | chosen).items():
+                report = replace(report, results=report.results | {name: _result(run, name, attack, report)})
+            if masking:
+                report = replace(report, flags=first_of(fabric, lambda: _flags(run, report, surrogate)))
+        if folder is not None and rank == 0:
+            write_text(folder / "report.json", report.to_json())
     return report
 
 

@@ -16,6 +16,7 @@ from lrc.attacks.common import ascent, attacked, check
 from lrc.attacks.losses import Loss, cross_entropy, fooled, margin
 from lrc.attacks.rng import image_keys, new_seed, signs
 from lrc.data import Images
+from lrc.data.images import check_set
 from lrc.evaluation.accuracy import check_data, device_of
 from lrc.evaluation.report import Flag, sign_test, wilson
 from lrc.utils.checks import check_network, check_whole
@@ -77,9 +78,10 @@ def masking_flags(
     not robust to adversarial examples* (2016).
     """
     check_whole("images", images, 1)
+    check_set(data, "data")
     if not len(data):
         return None
-    check_data(model, data, batch_size=batch_size, generator=generator)
+    batch_size = check_data(model, data, batch_size=batch_size, generator=generator)
     check(data.float([0]), data.y[:1], eps, norm)
     if surrogate is not None:
         check_surrogate(surrogate, model, data)

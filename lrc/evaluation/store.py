@@ -9,7 +9,6 @@ from typing import Any
 
 from lrc.attacks.rng import new_seed
 from lrc.evaluation.report import Cost, Flag, numbers, words
-from lrc.utils.errors import InputError
 from lrc.utils.files import read_json, write_json
 from lrc.utils.hashes import same_answers
 from lrc.utils.runs import same_run
@@ -60,8 +59,7 @@ class Store:
             seed: None: the seed with which the run was begun, or another at random.
 
         Raises:
-            InputError: the folder holds another run, and the message says what differs; it cannot be a folder; or its
-                `run.json` is damaged.
+            InputError: the folder holds another run, and the message says what differs; or its `run.json` is damaged.
         """
         if folder is None:
             return cls(None, new_seed() if seed is None else seed)
@@ -75,11 +73,7 @@ class Store:
                 now[ANSWERS] = before.get(ANSWERS)
             same_run(before, now, place=folder)
         else:
-            try:
-                write_json(path, now)
-            except OSError as error:
-                reason = f"{folder} cannot be a folder for verdicts ({error.strerror})"
-                raise InputError(f"{reason}: name another") from error
+            write_json(path, now)
         exact = json.dumps({key: value for key, value in now.items() if key != ANSWERS}, sort_keys=True)
         return cls(folder, seed, hashlib.sha256(exact.encode()).hexdigest())
 

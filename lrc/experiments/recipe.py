@@ -343,17 +343,20 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
     """
     if not isinstance(name, str) or name not in recipes():
         raise InputError(f"the zoo has no {name!r}; there are {', '.join(names())}")
-    if unknown := [section for section in change or {} if section not in SECTIONS]:
+    change = {} if change is None else change
+    if not isinstance(change, Mapping) or not all(isinstance(entries, Mapping) for entries in change.values()):
+        raise InputError(f"change must be a mapping of sections to mappings of entries, not {change!r:.60}")
+    if unknown := [section for section in change if section not in SECTIONS]:
         raise InputError(f"a recipe has no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
     written = recipes()[name].written()
-    changed = written | {section: written[section] | dict(entries) for section, entries in (change or {}).items()}
+    changed = written | {section: written[section] | dict(entries) for section, entries in change.items()}
     made = checked(read(changed, where=f"recipe {name}"), where=f"recipe {name}")
     return made if limit is None else _trial(made, limit)
 
 
 def _trial(made: Recipe, limit: int) -> Recipe:
-    if limit < 1:
-        raise InputError(f"a limit of {limit} images leaves none: give at least 1")
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise InputError(f"limit must be a number of images >= 1, not {limit!r:.60}")
     data = replace(made.data, limit=min(limit, made.data.limit or limit))
     training = replace(made.training, epochs=1, batch_size=min(limit, made.training.batch_size))
     return replace(made, data=data, training=training, trial=limit)

@@ -336,8 +336,10 @@ def compare(*inspections: Inspection) -> Comparison:
     Raises:
         InputError: fewer than two.
     """
-    if len(inspections) < 2:
-        raise InputError(f"a comparison needs two inspections or more, not {len(inspections)}")
+    if len(inspections) < 2 or not all(isinstance(each, Inspection) for each in inspections):
+        raise InputError(
+            f"a comparison needs two inspections or more, as lrc.inspect gives them, not {inspections!r:.60}"
+        )
     return Comparison(inspections)
 
 

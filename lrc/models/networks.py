@@ -14,6 +14,7 @@ from lrc.models.layers import CAS, JPEG, Guarded
 from lrc.utils import own
 from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
+from lrc.utils.typed import typed
 
 __all__ = [
     "AlexNet",
@@ -64,6 +65,13 @@ def _conv(inputs: int, outputs: int, *, stride: int = 1, kernel: int = 3) -> nn.
     return skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
 
 
+def _stem(outputs: int, stem: Sequence[int]) -> nn.Conv2d:
+    if len(stem) != 2:
+        raise InputError(f"stem must be the size of a kernel and its stride, as (3, 1), not {stem!r:.60}")
+    kernel, stride = stem
+    return _conv(3, outputs, kernel=kernel, stride=stride)
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut, with a 1 x 1 convolution where the shape changes (He et al., 2016)."""
 
@@ -94,13 +102,14 @@ class ResNet(nn.Module):
         generator: source of the initial weights; PyTorch's global one if absent.
     """
 
+    @typed
     def __init__(
         self,
         blocks: Sequence[int],
         *,
         width: int,
         classes: int,
-        stem: tuple[int, int] = (3, 1),
+        stem: Sequence[int] = (3, 1),
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         suppress: bool = False,
@@ -109,8 +118,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.input_shape = (3, 32, 32)
         self.normalize = Normalize(mean, std)
-        kernel, stride = stem
-        self.stem, self.bn = _conv(3, width, kernel=kernel, stride=stride), nn.BatchNorm2d(width)
+        self.stem, self.bn = _stem(width, stem), nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
         inputs = width
         for i, depth in enumerate(blocks):
@@ -143,6 +151,7 @@ class VGG(nn.Module):
         mean, std, generator: as in `ResNet`.
     """
 
+    @typed
     def __init__(
         self,
         layers: Sequence[int],
@@ -185,6 +194,7 @@ class AlexNet(nn.Module):
         classes, mean, std, generator: as in `ResNet`.
     """
 
+    @typed
     def __init__(
         self,
         *,
@@ -237,22 +247,22 @@ class DenseNet(nn.Module):
         stem, classes, mean, std, generator: as in `ResNet`.
     """
 
+    @typed
     def __init__(
         self,
         blocks: Sequence[int],
         *,
         growth: int,
         classes: int,
-        stem: tuple[int, int] = (3, 1),
+        stem: Sequence[int] = (3, 1),
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
         self.input_shape = (3, 32, 32)
-        kernel, stride = stem
         inputs = 2 * growth
-        stack: list[nn.Module] = [Normalize(mean, std), _conv(3, inputs, kernel=kernel, stride=stride)]
+        stack: list[nn.Module] = [Normalize(mean, std), _stem(inputs, stem)]
         for i, depth in enumerate(blocks):
             if i > 0:
                 stack += [nn.BatchNorm2d(inputs), nn.ReLU(), _conv(inputs, inputs // 2, kernel=1), nn.AvgPool2d(2)]
@@ -282,26 +292,31 @@ def initialize(model: nn.Module, generator: Generator | None = None) -> None:
                 nn.init.zeros_(module.bias)
 
 
+@typed
 def resnet18(classes: int = 10, *, width: int = 64, **options: Any) -> ResNet:
     """ResNet-18 for CIFAR, the network of the paper at width 64 (11.2 M parameters)."""
     return ResNet((2, 2, 2, 2), width=width, classes=classes, **options)
 
 
+@typed
 def resnet8(classes: int = 10, *, width: int = 48, stem: Sequence[int] = (4, 2), **options: Any) -> ResNet:
     """Small ResNet for the CPU: three stages of one block after a 4 x 4 convolution of stride 2 (0.69 M parameters)."""
-    return ResNet((1, 1, 1), width=width, classes=classes, stem=(stem[0], stem[1]), **options)
+    return ResNet((1, 1, 1), width=width, classes=classes, stem=stem, **options)
 
 
+@typed
 def alexnet(classes: int = 10, *, width: int = 32, **options: Any) -> AlexNet:
     """Small AlexNet for the CPU: five convolutions, three max poolings and two linear layers (0.32 M parameters)."""
     return AlexNet(width=width, classes=classes, **options)
 
 
+@typed
 def densenet12(classes: int = 10, *, width: int = 16, stem: Sequence[int] = (4, 2), **options: Any) -> DenseNet:
     """Small DenseNet for the CPU: three blocks of three layers that add `width` channels each (0.08 M parameters)."""
-    return DenseNet((3, 3, 3), growth=width, classes=classes, stem=(stem[0], stem[1]), **options)
+    return DenseNet((3, 3, 3), growth=width, classes=classes, stem=stem, **options)
 
 
+@typed
 def vgg6(classes: int = 10, *, width: int = 32, **options: Any) -> VGG:
     """Small VGG for the CPU: five convolutions, three max poolings and a linear layer (0.29 M parameters)."""
     w = width

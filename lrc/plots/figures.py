@@ -167,7 +167,7 @@ def _count(values: object) -> int:
     try:
         row = np.asarray(values, dtype=float)
         return len(row) if row.ndim == 1 else 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor with a graph
         return 0
 
 

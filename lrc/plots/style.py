@@ -5,6 +5,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from lrc.utils.typed import typed
+
 __all__ = ["GROUPS", "KINDS", "ink", "use_style"]
 
 KINDS = {"standard": "#0072B2", "adversarial": "#D55E00", "masked": "#757575"}
@@ -26,6 +28,7 @@ def use_style() -> None:
         set_matplotlib_formats("retina")
 
 
+@typed
 def ink(names: Iterable[str]) -> dict[str, str]:
     """A colour for each name: that of the kind of network which the name begins with, else one that no kind has.
 

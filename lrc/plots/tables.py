@@ -10,6 +10,7 @@ from torch import Tensor
 from lrc.clustering import Interval
 from lrc.evaluation.report import Rate
 from lrc.utils.errors import InputError
+from lrc.utils.typed import typed
 
 __all__ = ["Table", "table"]
 
@@ -69,6 +70,7 @@ def _whole(cell: str) -> str:
     return escape(cell).replace(", ", ",&nbsp;").replace("± ", "±&nbsp;")
 
 
+@typed
 def table(
     rows: Mapping[Any, Mapping[str, Any]],
     *,
@@ -105,7 +107,7 @@ def table(
         raise InputError(f"no column {min(unknown)!r} in the table: it has {', '.join(columns)}")
 
     def shown(column: str, value: Any) -> str:
-        places = digits if isinstance(digits, int) else digits.get(column, 2)
+        places = digits.get(column, 2) if isinstance(digits, Mapping) else digits
         if column in percent:
             return _text(value, 1, 100, "+" if column in signed else "")
         return _text(value, places, 1, "+" if column in signed else "")

@@ -1,6 +1,5 @@
 """Public entry point of training: `train`, with a checkpoint after each epoch."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ from lrc.training import checkpoints, reporting
 from lrc.training.checkpoints import Record, State
 from lrc.training.distributed import device_of, synchronized_batch_norm
 from lrc.training.epochs import Plan, Schedule, Stop, Watch, cosine, run_epoch
-from lrc.utils.checks import check_network, check_number, check_whole
+from lrc.utils.checks import check_function, check_network, check_number, check_whole, out_of_memory
 from lrc.utils.errors import InputError
 from lrc.utils.files import locked
 from lrc.utils.hashes import described
@@ -105,13 +104,10 @@ def train(
     rate = schedule or cosine()
     _check_network(model)
     check_set(data, "data and validation")
-    for name, function in (("objective", objective), ("schedule", rate), ("watch", watch), ("stop", stop)):
-        if not callable(function) and (function is not None or name == "objective"):
-            raise InputError(f"{name} must be a function, not {type(function).__name__}")
-    try:
-        inspect.signature(objective).bind(model, data, data, generator=None)
-    except (TypeError, ValueError) as error:
-        raise InputError("objective must take (model, x, y, generator=...), see lrc.objectives") from error
+    check_function("objective", objective, "model", "x", "y", generator=None)
+    for name, function in (("schedule", rate), ("watch", watch), ("stop", stop)):
+        if function is not None:
+            check_function(name, function, {"schedule": "share", "watch": "model", "stop": "history"}[name])
     fabric = join(device_of(model), precision=precision)
     _check_numbers(
         epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, ema=ema, seed=seed,
@@ -238,7 +234,7 @@ def _memory_explained(batch_size: int, folder: Path | None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         kept = "" if folder is None else f"; {folder} keeps the last checkpoint, which goes on with the same batch_size"
         raise InputError(

@@ -4,9 +4,11 @@ Each raises `InputError`: one line that says what is wrong, where, and how to me
 call these, so that the same mistake gets the same answer everywhere.
 """
 
+import inspect
 import itertools
 import math
 import numbers
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -46,41 +48,54 @@ def check_number(name: str, value: object, interval: str = "[0, inf)") -> float:
     if not (low < v < high or ends):
         sign = ">=" if interval[0] == "[" else ">"
         wanted = f"{sign} {low:g} and finite" if high == math.inf else f"in {interval}"
-        raise InputError(f"{name} must be {wanted}, not {_named(value)}")
+        raise InputError(f"{name} must be {wanted}, not {named(value)}")
     return v
 
 
 def check_whole(name: str, value: object, least: int = 0) -> int:
     """The number as an int; refuses what is no whole number, or less than `least`."""
     if not isinstance(value, numbers.Integral) or not _real(value) >= least:
-        raise InputError(f"{name} must be a whole number >= {least}, not {_named(value)}")
+        raise InputError(f"{name} must be a whole number >= {least}, not {named(value)}")
     return int(value)
 
 
 def check_flag(name: str, value: object) -> None:
     """Refuses what is neither True nor False."""
     if not isinstance(value, bool):
-        raise InputError(f"{name} must be True or False, not {_named(value)}")
+        raise InputError(f"{name} must be True or False, not {named(value)}")
 
 
 def check_choice(kind: str, value: object, known: Collection[str]) -> None:
     """Refuses a name that is not among those known; `kind` says what it would name ("norm")."""
     if not isinstance(value, str) or value not in known:
-        raise InputError(f"no {kind} is called {_named(value)}; there are {', '.join(known)}")
+        raise InputError(f"no {kind} is called {named(value)}; there are {', '.join(known)}")
+
+
+def check_function(name: str, function: Any, *arguments: str, **options: None) -> None:
+    """Refuses what cannot be called with these arguments, which are named for the message, and options."""
+    if not callable(function):
+        raise InputError(f"{name} must be a function, not {named(function)}")
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        wanted = ", ".join([*arguments, *(f"{option}=..." for option in options)])
+        raise InputError(f"{name} must take ({wanted}): {error}") from error
+    except ValueError:  # a builtin, which does not say what it takes
+        pass
 
 
 def check_generator(generator: object) -> None:
     """Refuses what is neither None nor a `torch.Generator`."""
     if generator is not None and not isinstance(generator, Generator):
         raise InputError(
-            f"generator must be a torch.Generator, not {_named(generator)}: torch.Generator().manual_seed(0), say"
+            f"generator must be a torch.Generator, not {named(generator)}: torch.Generator().manual_seed(0), say"
         )
 
 
 def check_network(model: object) -> None:
     """Refuses what is no `torch.nn.Module`, or one whose parameters have no shape or no values yet."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"the network must be a torch.nn.Module, not {_named(model)}")
+        raise InputError(f"the network must be a torch.nn.Module, not {named(model)}")
     tensors = [*model.parameters(), *model.buffers()]
     if any(map(is_lazy, tensors)):
         raise InputError("the network has lazy layers that have seen no image: run it on one first")
@@ -91,7 +106,7 @@ def check_network(model: object) -> None:
 def check_tensor(name: str, value: object) -> None:
     """Refuses what is no ordinary tensor: dense, with its values in memory."""
     if not isinstance(value, Tensor):
-        raise InputError(f"{name} must be a torch.Tensor, not {_named(value)}: torch.as_tensor makes one of an array")
+        raise InputError(f"{name} must be a torch.Tensor, not {named(value)}: torch.as_tensor makes one of an array")
     if value.layout is not torch.strided or value.is_meta or value.is_nested or value.is_quantized:
         raise InputError(f"{name} must be an ordinary dense tensor, not sparse, nested, quantized or on device meta")
 
@@ -179,13 +194,14 @@ def check_radius(eps: Any, norm: object, x: Tensor) -> None:
         )
 
 
-def check_logits(z: object, count: int, *, classes: int | None = None) -> Tensor:
+def check_logits(z: object, count: int, *, classes: int | None = None, values: bool = True) -> Tensor:
     """The outputs of a network for `count` images, as they are, if they are logits (n, classes).
 
     Args:
         z: outputs.
         count: n.
         classes: number that there must be; None: two or more.
+        values: look at the numbers too, for which a GPU has to be waited for.
 
     Warns:
         RuntimeWarning: all are >= 0 and sum to one for each of several images: probabilities, whose gradient fades.
@@ -193,13 +209,13 @@ def check_logits(z: object, count: int, *, classes: int | None = None) -> Tensor
     wanted = f"of {classes} classes" if classes is not None else "of two classes or more"
     if not isinstance(z, Tensor):
         mend = "return the .logits of it" if hasattr(z, "logits") else "return one tensor"
-        raise InputError(f"the network must give logits (n, classes) {wanted}, not {_named(z)}: {mend}")
+        raise InputError(f"the network must give logits (n, classes) {wanted}, not {named(z)}: {mend}")
     if z.dim() != 2 or len(z) != count or z.shape[1] < 2 or classes not in (None, z.shape[1]):
         mend = ": flatten(1) makes them of it" if z.dim() > 2 and z.shape[2:].numel() == 1 else ""
         raise InputError(f"the network must give logits ({count}, classes) {wanted}, not {tuple(z.shape)}{mend}")
-    if z.is_complex():
+    if z.is_complex() or z.dtype == torch.bool:
         raise InputError(f"the network must give real logits, not {z.dtype}")
-    if _probabilities(z.detach()):
+    if values and _probabilities(z.detach()):
         warnings.warn(
             "the outputs are >= 0 and sum to one: probabilities, it seems, whose gradients fade: leave out the softmax",
             RuntimeWarning,
@@ -217,10 +233,16 @@ def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
     except MISTAKES as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
         raise InputError(_why(model, x, error)) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU PyTorch says so by a `RuntimeError` like any other."""
+    said = isinstance(error, RuntimeError) and re.search("(allocate|out of|not enough) memory", str(error))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(said)
 
 
 def _why(model: nn.Module, x: Tensor, error: Exception) -> str:
@@ -258,7 +280,7 @@ def _real(value: Any) -> float:
         return math.inf
 
 
-def _named(value: object) -> str:
+def named(value: object) -> str:
     """Numbers, strings and None as they are written; of anything else the type."""
     if value is None or isinstance(value, str | numbers.Number):
         return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."

@@ -119,7 +119,7 @@ def test_a_network_of_the_zoo_is_tested_on_its_own_data(folder, monkeypatch):
         (("mine:build", "--data", "shapes", "--eps", "eight"), "'eight' is no number: write 0.03 or 8/255"),
         (("mine:build", "--data", "shapes", "--eps", "1/0"), "'1/0' is no number"),
         (("mine:build", "--data", "shapes", "--eps", "-1"), "eps must be >= 0"),
-        (("mine:build", "--data", "shapes", "--out", "mine.py"), "mine.py cannot be a folder"),
+        (("mine:build", "--data", "shapes", "--out", "mine.py"), "mine.py cannot be written"),
         (("mine:build", "--data", "shapes", *SMALL, "--json", "nowhere/r.json"), "nowhere/r.json cannot be written"),
         (("mine:build", "--data", "shapes", "--surrogate", "resnet"), "the zoo has no 'resnet'"),
         (("run", "--weights", "run/weights.safetensors"), "--weights goes with one's own network"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -27,6 +28,7 @@ from lrc.evaluation import Flag, Report, evaluate
 from lrc.evaluation.evaluate import counting
 from lrc.evaluation.registry import ONLY, registry
 from lrc.utils.errors import InputError
+from lrc.utils.files import locked
 
 SHAPE = (3, 6, 6)
 CLASSES = ("cat", "dog", "car")
@@ -378,8 +380,19 @@ def test_bad_input_is_named_in_one_line(change, says, unchecked):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     model, data = linear()
-    with pytest.raises(InputError, match="file cannot be a folder"):
+    with pytest.raises(InputError, match="file cannot be written .*: name another folder"):
         evaluate(model, data, attacks="fgsm", out=tmp_path / "file")
+
+
+def test_two_evaluations_in_one_folder_are_one_too_many(tmp_path):
+    """Of two that begin at once each would draw a seed of its own, and take the verdicts of the other for damage."""
+    model, data = linear()
+    run = partial(evaluate, model, data, attacks="fgsm", out=tmp_path, masking=False)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path), pytest.raises(InputError, match="another process is at work in .*: wait until it ends"):
+            pool.submit(run).result()
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert pool.submit(run).result().results.keys() == {"clean", "fgsm"}
 
 
 def test_progress_is_shown_on_request(capsys):
@@ -499,7 +512,7 @@ def test_attacks_whose_names_make_one_folder_do_not_share_verdicts(tmp_path):
     model, data = linear(n=6)
     run = partial(evaluate, model, data, eps=EPS, out=tmp_path, masking=False, generator=seeded())
     run(attacks={"a b": fgsm, "..": fgsm})
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.json", "clean", "a_b", "_"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.json", "clean", "a_b", "_", ".lock"}
     with pytest.raises(InputError, match="a_b holds another run, which differs in name"):
         run(attacks={"a/b": fgsm}, generator=seeded())
 

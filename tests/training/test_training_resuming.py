@@ -302,21 +302,39 @@ def test_what_is_written_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypat
     assert done == [*written, "last.pt", *written, "previous.pt", "last.pt"]
 
 
-def test_out_of_memory_the_last_checkpoint_is_kept(tmp_path, whole):
+@pytest.mark.parametrize("where", ["objective", "network", "backward"])
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")])
+def test_out_of_memory_the_last_checkpoint_is_kept(tmp_path, whole, where, error):
+    """Of the CPU, whose error is like any other, and of a GPU; in the second of three epochs."""
     model, calls = network(), []
 
-    def objective(*batch, generator):
-        calls.append(1)
+    def grasping(*_):
         if len(calls) == 5:
-            torch.empty(2**55)
-        return adversarial(*batch, steps=1, generator=generator)
+            calls.append("once")
+            torch.empty(2**55) if error is None else raised(error)
+
+    def objective(model, x, y, *, generator):
+        calls.append(1)
+        if where == "objective":
+            grasping()
+        loss = adversarial(model, x, y, steps=1, generator=generator)
+        if where == "backward":
+            loss.register_hook(grasping)
+        return loss
 
     options = {"epochs": 3, "batch_size": 8, "out": tmp_path}
+    hook = model.register_forward_pre_hook(grasping) if where == "network" else None
     with pytest.raises(InputError, match=r"out of memory: lower batch_size \(now 8\).*keeps the last") as caught:
         train(model, coloured(24), objective, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "once" in calls
+    if hook is not None:
+        hook.remove()
     train(model, coloured(24), objective, **options)
     assert equal(model.state_dict(), whole[0])
+
+
+def raised(error):
+    raise error
 
 
 HOLDER = """

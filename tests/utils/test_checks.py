@@ -110,6 +110,9 @@ def test_what_is_no_mistake_of_the_network_passes():
     class Killed(Exception):
         """From outside."""
 
-    for error in (Killed, torch.OutOfMemoryError, KeyboardInterrupt):
+    for error in (Killed, torch.OutOfMemoryError, KeyboardInterrupt, MemoryError):
         with pytest.raises(error), checks.explained(nn.Identity(), X):
             raise error
+    with pytest.raises(RuntimeError, match="memory") as error, checks.explained(nn.Identity(), X):
+        torch.empty(2**55)
+    assert checks.out_of_memory(error.value) and not checks.out_of_memory(RuntimeError("no memory of that"))

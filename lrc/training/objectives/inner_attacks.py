@@ -12,8 +12,10 @@ from lrc.attacks.losses import cross_entropy
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import ball, spread, within
 from lrc.training.objectives.objective import logits
+from lrc.utils.checks import check_images, check_whole, explained
 from lrc.utils.errors import InputError
 from lrc.utils.networks import untouched
+from lrc.utils.typed import typed
 
 __all__ = ["gaussian_noise", "gradient_norm_attack", "local_linearity_attack", "trades_attack"]
 
@@ -21,6 +23,7 @@ Gradient = Callable[[Tensor], Tensor]
 """Images to the gradient of the quantity that the attack maximizes."""
 
 
+@typed
 def gaussian_noise(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -34,6 +37,7 @@ def gaussian_noise(
     return (x + sigma * noise).clamp(0, 1)
 
 
+@typed
 def trades_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -61,11 +65,13 @@ def trades_attack(
     """
     if loss not in ("ce", "kl"):
         raise InputError(f'the inner attack raises the loss "ce" or "kl", not {loss!r}')
+    check_images(x)
     noise = normal(image_keys(x, generator), tuple(x.shape[1:]), draw=0).to(x.dtype)
     goal = loss if loss == "ce" else _divergence(model, x)
     return pgd(model, x, y, eps=eps, steps=steps, step=step, loss=goal, start=x + sigma * noise)
 
 
+@typed
 def local_linearity_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -95,6 +101,7 @@ def local_linearity_attack(
     return _climb(model, x, y, slope, eps=eps, steps=steps, generator=generator)
 
 
+@typed
 def gradient_norm_attack(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -113,7 +120,7 @@ def gradient_norm_attack(
 
     def slope(victim: Victim, x: Tensor, y: Tensor) -> Gradient:
         def at(z: Tensor) -> Tensor:
-            with torch.enable_grad():
+            with torch.enable_grad(), explained(victim, z):
                 z = z.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(cross_entropy(victim(z), y).sum(), z, create_graph=True)
                 return torch.autograd.grad(gradient.abs().sum(), z)[0]
@@ -134,8 +141,7 @@ def _climb(
     generator: Generator | None,
 ) -> Float[Tensor, "n *shape"]:
     """Signed gradient ascent from a random point of the ball."""
-    if steps < 1:
-        raise InputError(f"steps must be >= 1, not {steps}")
+    check_whole("steps", steps, 1)
     with attacked(model, x, y, eps=eps) as (victim, images, labels):
         inside, up = ball(images, eps, "linf"), slope(victim, images, labels)
         z = inside.sample(image_keys(images, generator), draw=0)

@@ -9,8 +9,9 @@ from lrc.attacks.losses import pick
 from lrc.models.layers import JPEG, labelled
 from lrc.training.objectives.objective import head_inputs, logits, refuse_compiled, wide
 from lrc.training.objectives.regularizers import Groups, averaging_matrix, membership
-from lrc.utils.checks import check_labels, check_number, check_rows
+from lrc.utils.checks import check_labels, check_number, check_rows, explained
 from lrc.utils.errors import InputError
+from lrc.utils.typed import typed
 
 __all__ = [
     "behind_jpeg",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@typed
 def cross_entropy(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -49,9 +51,11 @@ def cross_entropy(
 
     Source: label smoothing, Szegedy et al., *Rethinking the inception architecture* (2016), section 7.
     """
-    if not 0 <= smoothing <= 1:
-        raise InputError(f"smoothing must be a share of the label, in [0, 1], not {smoothing}")
+    check_number("smoothing, a share of the label,", smoothing, "[0, 1]")
+    check_number("temperature", temperature, "(0, inf)")
     z = logits(model, x_adv) / temperature
+    if y.device.type == "cpu":  # a GPU would have to be waited for, and stops by itself
+        check_labels(y, len(z), classes=z.shape[1])
     if groups is None:
         return F.cross_entropy(z, y, label_smoothing=smoothing)
     whole = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -71,6 +75,7 @@ def behind_jpeg(
     return cross_entropy(model, x, y, x_adv)
 
 
+@typed
 def trades(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -89,6 +94,7 @@ def trades(
     return F.cross_entropy(z, y) + beta * divergence(z, z_adv).mean()
 
 
+@typed
 def mart(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -110,6 +116,7 @@ def mart(
     return (boosted + beta * divergence(z, z_adv) * unsure).mean()
 
 
+@typed
 def distillation(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -127,11 +134,13 @@ def distillation(
 
     Source: Papernot et al., *Distillation as a defense to adversarial perturbations* (2016).
     """
+    check_number("temperature", temperature, "(0, inf)")
     with torch.no_grad():
         labels = (logits(teacher, x) / temperature).softmax(1)
     return F.cross_entropy(logits(model, x_adv) / temperature, labels)
 
 
+@typed
 def local_linearity(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -151,12 +160,13 @@ def local_linearity(
     """
     x = x.detach().requires_grad_()
     values = F.cross_entropy(logits(model, x), y, reduction="none")
-    (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+    gradient = _gradient(model, values, x)
     rise = ((x_adv - x.detach()) * gradient).flatten(1).sum(1)
     values_adv = F.cross_entropy(logits(model, x_adv), y, reduction="none")
     return (values + weight * (values_adv - values - rise).abs() + slope * rise.abs()).mean()
 
 
+@typed
 def local_flatness(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -175,10 +185,11 @@ def local_flatness(
     """
     at = x_adv.detach().requires_grad_()
     values_adv = F.cross_entropy(logits(model, at), y, reduction="none")
-    (gradient,) = torch.autograd.grad(values_adv.sum(), at, create_graph=True)
+    gradient = _gradient(model, values_adv, at)
     return F.cross_entropy(logits(model, x), y) + weight * gradient.abs().sum() / len(x)
 
 
+@typed
 def suppressed(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -204,6 +215,7 @@ def suppressed(
     return value + beta * torch.stack([F.cross_entropy(wide(z), y) for z in captured]).mean()
 
 
+@typed
 def clustr(
     model: nn.Module,
     x: Float[Tensor, "n *shape"],
@@ -234,6 +246,7 @@ def clustr(
     return value + beta * divergence(z, logits(model, x_adv)).mean()
 
 
+@typed
 def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float = 1.0) -> Float[Tensor, ""]:
     """``mean max(0, gap + d_y / 2s + log sum_{k != y} exp(-d_k / 2s))``, d_k the squared distance from the centre of k.
 
@@ -245,7 +258,6 @@ def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float =
     """
     check_rows("features", features)
     check_labels(y, len(features))
-    check_number("gap", gap)
     found, own = y.unique(return_inverse=True)
     if len(found) < 2:
         return 0 * features.sum()
@@ -257,6 +269,12 @@ def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float =
     spread = 2 * (mine.sum() / (len(y) - 1)).clamp(min=1e-6)
     others = (-d / spread).masked_fill(members.bool(), -torch.inf).logsumexp(1)
     return (gap + mine / spread + others).relu().mean()
+
+
+def _gradient(model: nn.Module, values: Tensor, x: Tensor) -> Tensor:
+    """Gradient by the images of the sum of what the network made of them, to be differentiated again."""
+    with explained(model, x):
+        return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
 
 
 def divergence(z: Float[Tensor, "n classes"], z_other: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:

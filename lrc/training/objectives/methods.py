@@ -20,12 +20,14 @@ from lrc.training.objectives.inner_attacks import (
 from lrc.training.objectives.objective import Objective, adding, awp
 from lrc.training.objectives.regularizers import Groups
 from lrc.utils.errors import InputError
+from lrc.utils.typed import typed
 
 __all__ = ["METHODS", "adversarial", "clustered", "named", "standard"]
 
 EPS = 8 / 255  # not 0.031, which some published scripts have
 
 
+@typed
 def named(
     name: str,
     *,
@@ -70,9 +72,9 @@ def named(
         raise InputError(f"{name} has no option {unknown[0]!r}; there are {others}")
     if missing := [option for option in needed if option not in options]:
         raise InputError(f"{name} needs the option {missing[0]!r}: give it too")
-    objective = METHODS[name](**options)
+    objective = typed(METHODS[name])(**options)
     if clustering:
-        if not groups:
+        if groups is None or not len(groups):
             raise InputError("the clustering term needs groups: lists of the classes of each superclass")
         objective = clustered(objective, groups, weight=clustering, on=on, reduction=reduction)
     if squeezing:
@@ -83,6 +85,7 @@ def named(
 _perturbed = awp  # `named` has an option of that name
 
 
+@typed
 def clustered(
     objective: Objective, groups: Groups, *, weight: float | None = None, on: str = "logits", reduction: str = "sum"
 ) -> Objective:
@@ -106,7 +109,7 @@ def clustered(
         "logits": partial(regularizers.clustering, groups=fixed, reduction=reduction),
         "rows": partial(regularizers.row_clustering, groups=fixed),
     }
-    if not isinstance(on, str) or on not in possible:
+    if on not in possible:
         raise InputError(f'the clustering term acts on "features", "logits" or "rows", not {on!r}')
     return adding(objective, possible[on], weight=published if weight is None else weight)
 
@@ -157,7 +160,7 @@ def _standard(*, temperature: float = 1.0) -> Objective:
 
 def _label_smoothing(*, smoothing: float = 0.1, within: Groups | None = None) -> Objective:
     """Cross-entropy with a tenth of the label spread over all classes, or within its superclass."""
-    if within is not None and not within:
+    if within is not None and not len(within):
         raise InputError("within names no superclass: give lists of the classes of each")
     loss = partial(losses.cross_entropy, smoothing=smoothing)
     return Objective(loss if within is None else partial(loss, groups=_as_tuples(within)))
@@ -170,8 +173,6 @@ def _noise(*, sigma: float = 0.25) -> Objective:
 
 def _fast(*, eps: float = EPS, random_start: bool = True) -> Objective:
     """Fast adversarial training: FGSM of step 1.25 eps from a random start (Wong et al., 2020), or of eps without."""
-    if not isinstance(random_start, bool):
-        raise InputError(f"random_start must be true or false, not {random_start!r}")
     return Objective(losses.cross_entropy, partial(fgsm, eps=eps, random_start=random_start))
 
 

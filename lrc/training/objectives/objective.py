@@ -9,10 +9,11 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.utils.checks import check_labels, check_network, check_tensor
+from lrc.utils.checks import check_generator, check_images, check_labels, check_logits, check_network, explained
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import preserved, replaced
+from lrc.utils.typed import typed
 
 __all__ = ["InnerAttack", "Loss", "Objective", "TermInputs", "Term", "adding", "awp", "logits"]
 
@@ -77,18 +78,14 @@ class Objective:
         """The loss of a batch, images in [0, 1]; the generator is of the attack's and the terms' random numbers.
 
         Raises:
-            InputError: no network, no tensor of images, doubles for a network that has none, or labels that are not
-                one whole number for each image.
+            InputError: no network, images or labels that no training has (`lrc.utils.checks`), or a network that fails
+                on them or gives no logits.
         """
         check_network(model)
-        check_tensor("images", x)
-        check_labels(y, len(x) if x.dim() else 0)
-        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        if x.dtype == torch.float64 and kinds and torch.float64 not in kinds:
-            raise InputError(
-                "images are torch.float64, and no weights of the network: x.float() brings them to float32"
-            )
-        y = y.long()
+        check_images(x)
+        check_labels(y, len(x))
+        check_generator(generator)
+        x, y = x.clone(), y.long()  # a network may write into what it is given
         x_adv = x if self.attack is None else self.attack(model, x, y, generator=generator)
         if not self.gamma:
             return self._value(model, x, y, x_adv, generator)
@@ -115,11 +112,13 @@ class Objective:
         return f"Objective({', '.join(f'{k}={described(v)}' for k, v in kept.items())})"
 
 
+@typed
 def adding(objective: Objective, term: Term, *, weight: float) -> Objective:
     """The objective with `weight * term(model, inputs)` added to its loss; the network is not run again."""
     return replace(objective, terms=(*objective.terms, (weight, term)))
 
 
+@typed
 def awp(objective: Objective, *, gamma: float) -> Objective:
     """The objective at worse weights: ``min_w max_{v in V} L(w + v)``, with V the weights within gamma of w, by layers.
 
@@ -134,14 +133,14 @@ def awp(objective: Objective, *, gamma: float) -> Objective:
 
     Source: Wu, Xia & Wang, *Adversarial weight perturbation helps robust generalization* (2020).
     """
-    if gamma < 0:
-        raise InputError(f"gamma of the weight perturbation must be >= 0, not {gamma}")
     return replace(objective, gamma=gamma)
 
 
 def logits(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
     """The logits in at least float32: a loss of half-precision logits, as under autocast, would be coarse."""
-    return wide(model(x))
+    with explained(model, x):
+        z = model(x)
+    return wide(check_logits(z, len(x), values=False))
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -10,14 +10,16 @@ from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
 from lrc.training.objectives.objective import logits
-from lrc.utils.checks import check_images, check_labels, check_network, check_whole
+from lrc.utils.checks import check_images, check_labels, check_network
 from lrc.utils.networks import untouched
+from lrc.utils.typed import typed
 
 __all__ = ["collapsed", "watch_collapse"]
 
 Record = dict[str, Any]
 
 
+@typed
 def watch_collapse(
     x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], *, eps: float = 8 / 255, steps: int = 10, seed: int = 0
 ) -> Callable[[nn.Module], dict[str, float]]:
@@ -36,13 +38,12 @@ def watch_collapse(
     """
     check_images(x)
     check_labels(y, len(x))
-    check_whole("seed", seed)
     attacks = {"fgsm": partial(fgsm, eps=eps, random_start=True), "pgd": partial(pgd, eps=eps, steps=steps)}
 
     def watch(model: nn.Module) -> dict[str, float]:
         check_network(model)
         accuracies, device = {}, next((p.device for p in model.parameters()), x.device)
-        images, labels = x.to(device), y.to(device)
+        images, labels = x.to(device), y.to(device, torch.long)
         for name, attack in attacks.items():
             examples = attack(model, images, labels, generator=Generator().manual_seed(int(seed)))
             with untouched(model), torch.no_grad():
@@ -52,6 +53,7 @@ def watch_collapse(
     return watch
 
 
+@typed
 def collapsed(history: Sequence[Record], *, share: float = 0.5, gap: float = 0.2) -> str | None:
     """The reason to stop where the last record shows catastrophic overfitting: PGD accuracy collapsed, FGSM's did not.
 

@@ -14,10 +14,11 @@ from lrc.attacks.rng import image_keys, normal
 from lrc.clustering.contrasts import listed
 from lrc.linearization import linearize
 from lrc.linearization.jacobian import differentiated
-from lrc.training.objectives.objective import TermInputs, head_inputs, wide
-from lrc.utils.checks import check_rows
+from lrc.training.objectives.objective import TermInputs, head_inputs, logits, wide
+from lrc.utils.checks import check_rows, check_whole, explained
 from lrc.utils.errors import InputError
 from lrc.utils.networks import preserved
+from lrc.utils.typed import typed
 
 __all__ = [
     "clustering",
@@ -101,6 +102,7 @@ def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> F
         return clustering_term(rows.T, groups, reduction="mean") * len(rows.T)
 
 
+@typed
 def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> Float[Tensor, ""]:
     """``mean |J(x)|_F^2 / 2``, J = dz/dx, estimated without bias from random directions v in the space of logits.
 
@@ -118,12 +120,14 @@ def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> F
     Source: Hoffman, Roberts & Yaida, *Robust learning with Jacobian regularization* (2019); the norm as a regularizer:
     Jakubovitz & Giryes, *Improving DNN robustness to adversarial attacks using Jacobian regularization* (2018).
     """
+    check_whole("projections", projections, 1)
     x = inputs.x.detach().requires_grad_()
     z = aside(model, x)
     total, keys = z.new_zeros(()), image_keys(x.detach(), inputs.generator)
     for i in range(projections):
         v = F.normalize(normal(keys, tuple(z.shape[1:]), draw=i).to(z.dtype), dim=1)
-        (g,) = torch.autograd.grad(z, x, v, create_graph=True)
+        with explained(model, x):
+            (g,) = torch.autograd.grad(z, x, v, create_graph=True)
         total = total + g.square().sum()
     return z.shape[1] * total / (2 * len(x) * projections)
 
@@ -166,6 +170,7 @@ def _scatter_within(
     return within / total.where(total > 0, 1.0)
 
 
+@typed
 def orthogonality(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Float[Tensor, ""]:
     """SRIP: ``sum_l sigma(W^T W - I)``, the largest absolute eigenvalue, by power iteration from a random vector.
 
@@ -203,6 +208,7 @@ def parseval(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
     return _sum(_distance(k**0.5 * tall(W)) / (4 * k) for W, k in zip(matrices(model), _positions(model), strict=True))
 
 
+@typed
 def spectral_norm(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Float[Tensor, ""]:
     """``sum_l sigma(W)^2 / 2``, sigma the largest singular value, by power iteration as in `orthogonality`.
 
@@ -268,7 +274,7 @@ def _sum(values: Iterator[Tensor]) -> Tensor:
 def aside(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
     """The logits of x, in the model's mode, with the running statistics left alone."""
     with preserved(model):
-        return wide(model(x))
+        return logits(model, x)
 
 
 def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "groups classes"]:
