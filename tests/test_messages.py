@@ -5,17 +5,27 @@ from functools import partial
 
 import pytest
 import torch
-from test_fuzz import IMAGES_OF_FOUR, SHAPE, Net, NoWayBack, correlation, plain_training
+from test_fuzz import IMAGES_OF_FOUR, SHAPE, Net, NoWayBack, correlation, plain_training, scripted
 from torch import nn
 
 import lrc
 from lrc import attacks, clustering, data, evaluation, hierarchy, models, objectives, plots
+from lrc.cli.inspection import _groups
+from lrc.experiments.studies import records
+from lrc.inspection.architectures import Built
+from lrc.utils.files import write_lines
 
 C, X, Y = correlation(4), torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
 W = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
 GROUPS = [[0, 1], [2, 3]]
 Level, Hierarchy = hierarchy.Level, hierarchy.Hierarchy
 train = partial(lrc.train, epochs=1, batch_size=4, augment=False)
+
+
+def compiled():
+    (model := Net()).compile()
+    return model
+
 
 CASES = [
     (lambda: lrc.contrast(C[:3], GROUPS), r"matrix of classes must be a matrix \(classes, classes\), not \(3, 4\)"),
@@ -75,6 +85,29 @@ CASES = [
     (lambda: plots.images(X[0]), r"images must be \(n, 3, h, w\)"),
     (lambda: plots.images(X, titles=["a"]), "are titles for 3 images: give one for each"),
     (lambda: plots.curves({"a": []}), "series must be a mapping of names to numbers"),
+    (lambda: plots.curves({"a": [1, 2]}, x=[1]), "x has 1 numbers: each series must have as many"),
+    (lambda: plots.ink(3), "names must be a list, not 3"),
+    (lambda: attacks.pgd(Net(), X, Y, eps=0.1, steps=1, loss=lambda z, y: z.mean()), r"one value an image, \(\d,\), not \(\): reduction"),
+    (lambda: clustering.random_contrasts(lambda: 0, GROUPS, n=2), "build must take a generator, and fails on one: .*argument"),
+    (lambda: Hierarchy.of({"a": ["cat"], "b": ["cat", "dog"]}, ["cat", "dog"]), "class 'cat' is in 2 groups: each class .* one"),
+    (lambda: data.named("cifar10", "test", sise=32), "data set cifar10 has no such option: .*sise"),
+    (lambda: data.named("living17", "test", sise=32), "data set living17 has no such option: .*sise"),
+    (lambda: lrc.inspect(Net()), "nobody knows on which images .* trained: give labelled ones of its classes"),
+    (lambda: lrc.inspection.subject(Net(), SHAPE, normalization=((0.5,), (0.2,))), "a number for each channel: the images have 3"),
+    (lambda: lrc.linear_map(scripted(), input_shape=SHAPE), "holds TorchScript, which cannot be traced: give the Python code"),
+    (lambda: lrc.evaluate(Net(), IMAGES_OF_FOUR, fabric=3), "fabric must be what .*join gives, not int"),
+    (lambda: lrc.compare(3, 4), r"two inspections or more, as lrc.inspect gives them, not \(3, 4\)"),
+    (lambda: lrc.zoo.recipe("shapes-resnet8-at", change=[1]), r"change must be a mapping of sections .*, not \[1\]"),
+    (lambda: lrc.zoo.recipe("shapes-resnet8-at", limit=0.5), "limit must be a number of images >= 1, not 0.5"),
+    (lambda: objectives.named(3), "name must be a text, not 3"),
+    (lambda: objectives.named("trades", beta="6"), "beta must be >= 0 and finite, not '6'"),
+    (lambda: objectives.named("fast", random_start="no"), "random_start must be True or False, not 'no'"),
+    (lambda: objectives.named("trades", clustering=0.1, groups=[[0, 1.5]]), "each of each of groups must be a whole number >= 0, not 1.5"),
+    (lambda: objectives.clustr(compiled(), X, Y, X), "looks inside the network, which torch.compile hides: train without"),
+    (lambda: objectives.named("standard")(Net(), X, Y + 9), r"label 11 among the labels, where the network has classes 0..3"),
+    (lambda: objectives.named("standard")(Net(lambda z: (z,)), X, Y), "must give logits .*, not tuple: return one tensor"),
+    (lambda: objectives.named("trades", steps=1)(Net(), X.double(), Y), "network is torch.float32, the images torch.float64"),
+    (lambda: objectives.named("distillation", teacher=Net(), temperature=0)(Net(), X, Y), r"temperature must be > 0"),
     (lambda: plots.rows(W * torch.inf), "W holds values that are not finite"),
 ]  # fmt: skip
 
@@ -96,6 +129,43 @@ def test_a_folder_that_is_a_file_is_no_place_for_a_training(tmp_path):
     (place := tmp_path / "file").write_text("")
     with pytest.raises(lrc.InputError, match=r"file cannot be written \(.*\): name another folder"):
         train(Net(), IMAGES_OF_FOUR, plain_training, out=place)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("cifar10-resnet18-at", "is not shipped, and training it takes hours: lrc zoo make cifar10-resnet18-at"),
+        ("timm:resnet18", "timm is not installed: pip install timm"),
+    ],
+)
+def test_networks_that_cannot_be_had_are_named_with_the_command_that_gets_them(monkeypatch, tmp_path, spec, says):
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(lrc.InputError, match=says):
+        lrc.inspection.usual_side(spec)
+
+
+def test_a_network_for_images_of_another_size_says_which(monkeypatch):
+    built = Built(lambda _: Net(), usual=(3, 4, 4))
+    monkeypatch.setattr("lrc.inspection.networks.architecture", lambda *_, **__: built)
+    with pytest.raises(lrc.InputError, match="does not take images of 3x8x8: .*; it was made for --size 4"):
+        lrc.inspection.load("own:net", shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"animals": "cat"}'])
+def test_groups_in_a_file_are_lists_of_names(tmp_path, content):
+    (path := tmp_path / "groups.json").write_text(content)
+    with pytest.raises(
+        lrc.InputError, match=r"--groups .*: expected names of groups with lists of classes, animals = "
+    ):
+        _groups(str(path))
+
+
+def test_a_record_without_a_recipe_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    write_lines(tmp_path / "palettes.jsonl", [{"row": "one"}])
+    with pytest.raises(lrc.InputError, match=r"palettes.jsonl is damaged \(KeyError\): install the package again"):
+        records.recorded("palettes")
 
 
 def test_networks_without_logits_are_told_what_to_give():

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,15 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
     if name not in PARTED and "part" in options:
         parting = {key: options.pop(key) for key in ("part", *OF_PARTS) if key in options}
         return parted(named(name, split, **options), **parting)
+    try:
+        return _source(name, split, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise InputError(f"the data set {name} has no such option: {error}") from error
+
+
+def _source(name: str, split: str, **options: Any) -> Images:
     if name in SOURCES:
         return SOURCES[name](split, **options)
     place = Path(name).expanduser()
@@ -82,8 +90,6 @@ def named(name: str, split: str, *, labels: str = "classes", colour: str | None 
         near = "".join(f"; the nearest: {', '.join(n)}" for n in [get_close_matches(name, SOURCES, n=3)] if n)
         there = f"there are {', '.join(SOURCES)}, or a folder of one's own, or a file of arrays (.npz)"
         raise InputError(f"no data set is called {name!r}{near}; {there}")
-    if unknown := options.keys() - signature(folder).parameters.keys():
-        raise InputError(f"{min(unknown)} is no option of a folder of images")
     if split == "test" and not any((place / part).is_dir() for part in ("train", *TESTS)):
         return folder(place, **options)  # of one part
     return part_of(place, split, **options)

@@ -153,10 +153,7 @@ def split_images(wanted: Recipe) -> tuple[Images, Images, Images]:
 
 
 def _images(wanted: Recipe, split: str) -> Images:
-    try:
-        return data_set(wanted.data.name, split, **wanted.data.options)
-    except TypeError as error:  # of those whose signature does not say
-        raise InputError(f"the data set {wanted.data.name} has no such option: {error}") from error
+    return data_set(wanted.data.name, split, **wanted.data.options)
 
 
 def _first(some: Images, n: int | None) -> Images:

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.linearization.operations import DROPOUT
 from lrc.linearization.tracing import logits
+from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import modules, preserved, replaced
-from lrc.utils.typed import typed
 
 __all__ = ["TOLERANCE", "Quiet", "image_shape", "read_right", "superposition_error", "verified"]
 
@@ -23,7 +23,6 @@ TOLERANCE = 1e-8
 """Largest relative error in float64 that passes for rounding."""
 
 
-@typed
 def superposition_error(network: nn.Module, input_shape: Sequence[int], *, seed: int = 0) -> float:
     """How far a network is from affine: ``max |f((x + y) / 2) - (f(x) + f(y)) / 2|``, relative to the largest value.
 
@@ -45,7 +44,7 @@ def superposition_error(network: nn.Module, input_shape: Sequence[int], *, seed:
     True
     """
     shape = image_shape(input_shape)
-    points = _points(network, shape, seed)
+    points = _points(network, shape, check_whole("seed", seed))
     return _error(_values(network, points, f"the network does not take images of shape {shape}"))
 
 
@@ -257,7 +256,7 @@ def _what_is_wrong(error: float) -> str:
 def _points(network: nn.Module, shape: Sequence[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
     like = next(tensors, torch.empty((), dtype=torch.float64))
-    pair = torch.randn(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
+    pair = torch.randn(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     x, y = pair.to(like)
     return x, y, (x + y) / 2
 

@@ -255,8 +255,11 @@ def _compiled(model: nn.Module, *, on: bool) -> Iterator[None]:
     model.compile()
     try:
         yield
-    except (TorchDynamoException, InductorError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (TorchDynamoException, InductorError, InputError) as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error
+        if not isinstance(cause, TorchDynamoException | InductorError):
+            raise
+        reason = " ".join(str(cause).split())[:200]
         raise InputError(f"torch.compile does not work here: train without it ({reason})") from error
     finally:
         model._compiled_call_impl = None

@@ -96,6 +96,17 @@ def test_files_and_folders_give_the_same_images(tmp_path):
     assert loaded.classes == NAMES and torch.equal(loaded.x, X[Y.argsort(stable=True)])
 
 
+def test_pictures_of_several_sizes_need_one(tmp_path):
+    table = encoded().to_pydict()
+    Image.fromarray(LAST[0]).resize((5, 5)).save(file := io.BytesIO(), "PNG")
+    table["img"][0] = {"bytes": file.getvalue(), "path": None}
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="images of .*data differ in size: give the size they are brought to"):
+        named(str(tmp_path), "test")
+    assert named(str(tmp_path), "test", size=6).x.shape == (12, 3, 6, 6)
+
+
 def test_images_of_one_channel(tmp_path):
     assert as_images((X[:, 0], Y)).x.shape == (12, 1, 8, 8)
     expected = (X.double() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).round()
