@@ -20,8 +20,8 @@ def local_map(
 ) -> Float[Tensor, "n classes *input"]:
     """The Jacobian of the logits at each image: the linear map that the network is there.
 
-    It is that of the whole network in eval mode, its gates as the image sets them. One forward pass of all the images,
-    then one backward pass a chunk of classes.
+    It is that of the whole network in eval mode, its gates as the image sets them: one backward pass a chunk of
+    classes, from as many copies of the images.
 
     Args:
         model: images to logits (n, classes), each image's of that image alone. It is left as it was.

@@ -172,25 +172,57 @@ def test_the_chunk_follows_from_the_largest_activation(monkeypatch):
     seen: list[int] = []
     rows = jacobian._pulled_back
 
-    def noting(z, x, units, learning):
+    def noting(z, x, units, copies):
         seen.append(len(units))
-        return rows(z, x, units, learning)
+        return rows(z, x, units, copies)
 
     monkeypatch.setattr(jacobian, "_pulled_back", noting)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(1024, 10)
     )  # 16 x 8 x 8 float32: 4 KiB
     W = linear_map(model, SHAPE)
-    assert seen == [10]
+    assert seen == [5, 5]  # no more than 8 copies of the image
     monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     torch.testing.assert_close(linear_map(model, SHAPE), W, rtol=1e-5, atol=1e-7)
-    assert seen == [10, 4, 4, 2]
+    assert seen == [5, 5, 4, 4, 2]
     monkeypatch.setattr(jacobian, "BUDGET", 1)
     linear_map(model, SHAPE)
-    assert seen[4:] == [1] * 10
+    assert seen[5:] == [1] * 10
     monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     local_map(model, torch.rand(2, *SHAPE))  # two images: half as many classes
-    assert seen[14:] == [2] * 5
+    assert seen[15:] == [2] * 5
+
+
+class OneAtATime(nn.Module):
+    """What an exported network may be: made for a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+    def forward(self, x):
+        assert len(x) == 1
+        return self.inner(x)
+
+
+class Noisy(nn.Module):
+    """Another derivative each time: rows of one map must come out of one forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10, 192))
+
+    def forward(self, x):
+        return nn.functional.linear(x.flatten(1) * torch.rand(len(x), 1).exp(), self.weight)
+
+
+def test_networks_that_cannot_be_asked_of_copies_are_differentiated_one_row_at_a_time():
+    model, noisy = OneAtATime(), Noisy()
+    assert torch.equal(local_map(model.inner, torch.zeros(1, *SHAPE))[0].flatten(1), model.inner[1].weight)
+    with jacobian.differentiated(model, torch.zeros(1, *SHAPE)) as (_, chunks):
+        assert torch.allclose(torch.cat(list(chunks))[:, 0].flatten(1), model.inner[1].weight)
+    rows = local_map(noisy, torch.rand(1, *SHAPE))[0].flatten(1)
+    assert torch.allclose(rows, rows[:1].expand_as(rows)) and not torch.allclose(rows, noisy.weight)
 
 
 def test_choices_are_those_of_linearize():
