@@ -106,6 +106,21 @@ def test_a_page_keeps_what_it_uses_only():
     assert "mathjax" in formulas and formulas.count('<div class="scroll"') == 1
 
 
+def test_scripts_wait_and_pictures_below_the_first_come_when_they_are_needed(tmp_path):
+    (tmp_path / "_images").mkdir()
+    for name in "ab":
+        Image.new("RGB", (30, 20)).save(tmp_path / "_images" / f"{name}.png")
+    scripts = '<script src="s/documentation_options.js"></script><script src="a.js?v=1"></script>'
+    pictures = '<img alt="a" src="_images/a.png" /><p class="math"><img alt="b" src="_images/b.png" />'
+    found = pages.sized(
+        pages.cleaned(scripts + '<script defer="defer" src="mathjax/t.js"></script>' + pictures), tmp_path
+    )
+    assert '<script src="s/documentation_options.js">' in found and '<script defer src="a.js?v=1">' in found
+    assert '<script async fetchpriority="low" src="mathjax/t.js">' in found
+    assert '<img alt="a" src="_images/a.png" />' in found
+    assert 'src="_images/b.png" width="30" height="20" loading="lazy"' in found
+
+
 @pytest.mark.parametrize("name", [p.stem for p in sorted((ROOT / "book" / "reference").glob("*.md"))])
 def test_the_example_of_a_page_of_the_reference_gives_what_it_says(name):
     page = ROOT / "book" / "reference" / f"{name}.md"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from sphinx.application import Sphinx
 
 DESCRIPTION = (
@@ -37,6 +38,9 @@ MENDED = [
         r"(<table class=\"[^\"]*table[^\"]*\".*?</table>)",
         r'<div class="scroll" role="region" tabindex="0" aria-label="table">\1</div>',
     ),
+    # Scripts wait until the page can be read, MathJax even until all else is there.
+    (r'<script (?:defer="defer" |async="async" )?(src="[^"]*mathjax/)', r'<script async fetchpriority="low" \1'),
+    (r'<script( [^>]*)?( src="(?![^"]*(?:documentation_options|mathjax))[^"]*")>', r"<script defer\1\2>"),
     (r"</title>", f'</title>\n    <meta name="description" content="{DESCRIPTION}"/>'),
 ]
 
@@ -50,6 +54,18 @@ def cleaned(html: str) -> str:
     for pattern, instead in MENDED:
         html = re.sub(pattern, instead, html, flags=re.S)
     return html
+
+
+def sized(html: str, folder: Path) -> str:
+    """The page with its pictures, except the first, loaded as one comes to them; nothing moves when they arrive."""
+
+    def told(match: re.Match[str]) -> str:
+        with Image.open(folder / match[2]) as picture:
+            width, height = picture.size
+        return f'{match[1]} width="{width}" height="{height}" loading="lazy"'
+
+    first, rest = html[: (cut := html.find("_images/") + 1)], html[cut:]
+    return first + re.sub(r'(<img [^>]*src="([^":?]*_images/[^":?]*\.png)")(?=[^>]*>)', told, rest)
 
 
 WAYS_IN = {
@@ -87,7 +103,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         return
     folder = Path(app.outdir)
     for page in pages(folder):
-        page.write_text(cleaned(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(sized(cleaned(page.read_text(encoding="utf-8")), page.parent), encoding="utf-8")
     if base := app.config.html_baseurl:
         places = [
             f"  <url><loc>{base.rstrip('/')}/{p.relative_to(folder).as_posix()}</loc></url>" for p in pages(folder)
