@@ -2,8 +2,12 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from lrc.utils.errors import InputError
 
 MUTATIONS = int(os.environ.get("LRC_MUTATIONS", 12))
 """How many a kind of file; LRC_MUTATIONS=300 makes that many."""
@@ -34,3 +38,18 @@ def mutations(path: Path, seed: str) -> Iterator[int]:
             path.write_bytes(content)
             yield i
     path.write_bytes(whole)
+
+
+def outcomes(path: Path, read: Callable[[], Any], seed: str) -> Counter[str]:
+    """What reading says of damage to the file: "right", what it says of the whole one, or "refused", in one line."""
+    whole, counts = read(), Counter[str]()
+    for _ in mutations(path, seed):
+        try:
+            assert read() == whole
+            counts["right"] += 1
+        except InputError as error:
+            assert str(error) and "\n" not in str(error)
+            counts["refused"] += 1
+    assert read() == whole
+    print(seed, dict(counts))
+    return counts

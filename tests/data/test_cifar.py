@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from damaging import outcomes
 from PIL import Image
 
 from lrc.data import as_superclasses, cache, cifar, cifar10, cifar100
@@ -295,6 +296,29 @@ def test_damaged_batches_are_refused(data, published, damage):
     (folder / "test_batch").write_bytes(damage((folder / "test_batch").read_bytes()))
     for split in ("train", "test"):
         refused(folder, "not the published archive of cifar10", "unpack or download it again", split=split)
+
+
+@pytest.mark.parametrize("layout", ["hub", "batches"])
+def test_no_damage_of_the_published_images_goes_unseen(data, published, monkeypatch, layout):
+    """What decodes all the same, to other pixels or labels, is said to be another set than the published one."""
+    if layout == "hub":
+        path = hub10(data, "WEBP")
+    else:
+        published(folder := batches10(data))
+        path = folder / "test_batch"
+    images = cifar10("test", root=data)
+    content = cifar._content(images.x.permute(0, 2, 3, 1), images.y)
+    monkeypatch.setitem(cifar._CIFAR10.content, "test", content)
+
+    def read():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                return cifar10("test", root=data).digest()
+            except UserWarning as warning:
+                raise InputError(str(warning)) from warning
+
+    assert outcomes(path, read, layout)["refused"]
 
 
 def test_a_pickle_that_would_run_code_is_not_opened(data, published, tmp_path):
