@@ -14,8 +14,14 @@ MUTATIONS = int(os.environ.get("LRC_MUTATIONS", 12))
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Some damage: a byte of another value or gone or put in, a cut, two blocks exchanged or doubled, zeros, noise."""
-    i, j, cut = sorted(rng.sample(range(len(content)), 3))
+    """Some damage: a byte of another value or gone or put in, a cut, two blocks exchanged or doubled, zeros, noise.
+
+    One in four is near the file's digest: what it leaves must not pass for a file that never had one.
+    """
+    near = range(len(content))
+    if rng.random() < 0.25 and (at := content.rfind(b'"digest"')) >= 0:
+        near = range(max(0, at - 150), min(len(content), at + 150))
+    i, j, cut = sorted(rng.sample(near, 3))
     return rng.choice(
         [
             content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :],

@@ -466,7 +466,7 @@ ENTRIES = {
     "affine_map": entry(lrc.affine_map, "model", lambda f, a: finite_map(f[0], a), input_shape=SHAPE),
     "linearize": entry(lrc.linearize, "model", lambda f, a: isinstance(f, nn.Module), input_shape=SHAPE),
     "inspect": entry(lrc.inspect, "model data", anything, masking=0, local=2),
-    "explore": entry(lrc.explore, "model data", lambda f, a: parted(f.clusters, CLASSES), images=4),
+    "explore": entry(lambda model, data, **k: lrc.explore(model, data, **k), "model data", lambda f, a: parted(f.clusters, CLASSES), images=4),
     "train": entry(lrc.train, "model data", trained, objective=plain_training, epochs=1, batch_size=4, augment=False),
     "class_correlation": entry(lrc.class_correlation, "W", lambda f, a: close(f, cosines(a["W"], a.get("centre")), 2e-3 if f.dtype == torch.float16 else 1e-4)),
     "effective_rank": entry(clustering.effective_rank, "W", lambda f, a: 1 - 1e-6 <= f <= len(a["W"]) + 1e-6),

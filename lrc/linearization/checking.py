@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.linearization.operations import DROPOUT
 from lrc.linearization.tracing import logits
-from lrc.utils.checks import check_whole
+from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import modules, preserved, replaced
 
@@ -43,6 +43,7 @@ def superposition_error(network: nn.Module, input_shape: Sequence[int], *, seed:
     >>> superposition_error(nn.MaxPool2d(2), (3, 8, 8)) > 0.01
     True
     """
+    check_network(network)
     shape = image_shape(input_shape)
     points = _points(network, shape, check_whole("seed", seed))
     return _error(_values(network, points, f"the network does not take images of shape {shape}"))

@@ -58,6 +58,7 @@ UNSEALED = {"digest": "sha256:" + 64 * "0"}
 """The entry that `seal` completes."""
 
 ENTRY = rb'"digest": ?"sha256:([0-9a-f]{64})"'
+RESTS = rb'"digest": ?"sha|sha256:'  # of an entry: what damage may leave of it
 TAIL = 200  # bytes in which the entry lies at the end of a file
 BLOCK = 2**20
 
@@ -281,13 +282,15 @@ def _objects(lines: Sequence[bytes]) -> list[dict[str, Any]]:
 
 
 def _entry(file: BinaryIO, tensors: bool) -> tuple[int, bytes] | None:
-    """Where in the file the digits of its digest begin, and which they are; None without."""
+    """Where in the file the digits of its digest begin, and which they are; None where nothing is left of one."""
     size = file.seek(0, os.SEEK_END)
     start = 8 if tensors else max(0, size - TAIL)
     file.seek(0)
     length = min(size, int.from_bytes(file.read(8), "little")) if tensors else TAIL
     file.seek(start)
-    found = re.search(ENTRY if tensors else ENTRY + rb"\s*\}\s*\Z", file.read(length))
+    found = re.search(ENTRY if tensors else ENTRY + rb"\s*\}\s*\Z", content := file.read(length))
+    if found is None and re.search(RESTS, content):
+        raise ValueError("its digest is damaged")
     return (start + found.start(1), found[1]) if found else None
 
 

@@ -1,6 +1,7 @@
 """The zoo: what is shipped is what was recorded, and recipes make what they say."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +131,43 @@ def test_obtain_trains_once_and_keeps_what_it_trained(monkeypatch):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
     with pytest.raises(AssertionError, match="trained again"):
         zoo.obtain(name, limit=49)  # another limit is another network
+
+
+FOUR = """
+import os, sys, time
+from pathlib import Path
+import torch
+from lrc import zoo
+from lrc.experiments import fitting
+from lrc.utils.hashes import fingerprint
+
+torch.set_num_threads(1)
+here, fit = Path(sys.argv[1]), fitting.fit
+
+def noted(*arguments, **options):
+    (here / f"trained {os.getpid()}").touch()
+    return fit(*arguments, **options)
+
+fitting.fit, children = noted, []
+for i in range(4):
+    if (pid := os.fork()) == 0:
+        while not (here / "go").exists():
+            time.sleep(0.01)
+        (here / f"has {i}").write_text(fingerprint(zoo.obtain("shapes-resnet8-standard", limit=24)))
+        os._exit(0)
+    children.append(pid)
+(here / "go").touch()
+sys.exit(max(os.waitpid(pid, 0)[1] for pid in children) > 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_four_processes_on_an_empty_cache_train_once(tmp_path):
+    environment = os.environ | {"LRC_CACHE": str(tmp_path / "cache"), "LRC_DEVICE": "cpu"}
+    done = subprocess.run([sys.executable, "-c", FOUR, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len([*tmp_path.glob("trained *")]) == 1
+    assert len({path.read_text() for path in tmp_path.glob("has *")}) == 1 and len([*tmp_path.glob("has *")]) == 4
 
 
 def test_what_is_kept_goes_by_the_recipe():
