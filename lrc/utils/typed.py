@@ -83,7 +83,7 @@ def _check_one(name: str, value: Any, kind: Any) -> None:
     if of in CHECKS:
         CHECKS[of](name, value)
     elif of in MANY:
-        if isinstance(value, str | Mapping) or not _iterable(value):
+        if isinstance(value, str) or not _iterable(value) or (isinstance(value, Mapping) and of in (Sequence, tuple)):
             raise InputError(f"{name} must be a list, not {named(value)}")
         for each in value if isinstance(value, Collection) else ():
             _check(f"each of {name}", each, (get_args(kind) or (Any,))[0])

@@ -29,7 +29,7 @@ KINDS = [  # the kind, what is of it, what is not, and how it is called
     (Generator | None, (None, Generator()), (0, np.random.default_rng(0)), "a torch.Generator"),
     (Sequence[int], ([], [1, 2], (1,), range(3), np.array([1, 2])), (1, "12", None, {1: 2}, [0.5], ["1"]), "must be"),
     (Sequence[Sequence[int]], ([[0], [1, 2]], ((0,),), np.eye(2, dtype=int)), ([0, 1], [["a"]], [[0.5]]), "must be"),
-    (Iterable[str], (["a"], ("a", "b"), {"a": 1}.keys()), ("ab", 3, [3]), "must be"),
+    (Iterable[str], (["a"], ("a", "b"), {"a": 1}, {"a": 1}.keys()), ("ab", 3, [3]), "must be"),
     (Mapping[str, int], ({}, {"a": 1}), ([("a", 1)], None), "a mapping"),
     (Callable[[int], int], (abs, lambda x: x, len), (1, None, lambda: 0, lambda x, y: x), "must (be a function|take)"),
     (Any, (None, 1, "a"), (), ""),
