@@ -118,4 +118,6 @@ for (const root of document.querySelectorAll(".lrc-moving:not([data-ready])")) (
     scale.append("−1 ", make("span", scale, {className: "lrc-scale"}), " 1");
   }
   draw();
+  // The names on a canvas have the colour of the page, which may turn dark after this.
+  new MutationObserver(() => draw()).observe(document.documentElement, {attributeFilter: ["data-theme"]});
 })(root);

@@ -83,7 +83,8 @@ def _check_one(name: str, value: Any, kind: Any) -> None:
     if of in CHECKS:
         CHECKS[of](name, value)
     elif of in MANY:
-        if isinstance(value, str) or not _iterable(value) or (isinstance(value, Mapping) and of in (Sequence, tuple)):
+        named_things = isinstance(value, Mapping) and of in (Sequence, tuple)  # to go through one is to take its keys
+        if isinstance(value, str) or named_things or not _iterable(value):
             raise InputError(f"{name} must be a list, not {named(value)}")
         for each in value if isinstance(value, Collection) else ():
             _check(f"each of {name}", each, (get_args(kind) or (Any,))[0])
