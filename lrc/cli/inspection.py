@@ -165,7 +165,9 @@ def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv:
         write_text(csv, "".join(",".join(line) + "\n" for line in lines))
     if npz is not None:
         maps = {key: m for key, m in (("W", last.W), ("local", last.local), ("means", last.means)) if m is not None}
-        arrays = {f"{key}_{what}": getattr(m, what).numpy() for key, m in maps.items() for what in ("rows", "C")}
+        arrays = {
+            f"{key}_{what}": getattr(m, what).float().numpy() for key, m in maps.items() for what in ("rows", "C")
+        }
 
         def save(path: Path) -> None:
             with path.open("wb") as file:

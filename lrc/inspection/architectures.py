@@ -134,7 +134,7 @@ def _torchvision(name: str, arguments: dict[str, Any], pretrained: bool) -> Buil
     count = lambda n: {} if n is None else {"num_classes": n}  # noqa: E731
     weights = "DEFAULT" if pretrained else None
     normalization = IMAGENET if pretrained else None
-    make = _guarded(f"torchvision:{name}", lambda n: models.get_model(name, weights=weights, **count(n), **arguments))
+    make = _guarded(f"torchvision:{name}", lambda n: models.get_model(name, weights=weights, **(count(n) | arguments)))
     side = 299 if name.startswith("inception") else 224
     return Built(make, normalization, usual=(3, side, side), loaded=pretrained)
 
@@ -148,7 +148,7 @@ def _timm(name: str, arguments: dict[str, Any], pretrained: bool) -> Built:
     normalization = (configuration.mean, configuration.std) if configuration is not None else None
     shape = tuple(configuration.input_size) if configuration is not None else None
     count = lambda n: {} if n is None else {"num_classes": n}  # noqa: E731
-    make = _guarded(f"timm:{name}", lambda n: timm.create_model(name, pretrained=pretrained, **count(n), **arguments))
+    make = _guarded(f"timm:{name}", lambda n: timm.create_model(name, pretrained=pretrained, **(count(n) | arguments)))
     return Built(make, normalization, usual=shape, loaded=pretrained)
 
 

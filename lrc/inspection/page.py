@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["body", "page", "reference"]
 
 REFERENCE = Path(__file__).with_name("reference.json")
+SIDE = 256  # of a matrix as a picture, in pixels, at most
+SMALL = 40  # side of the pictures of maps of large images
 READABLE = 40  # classes up to which a matrix has names and values to hover over
 KINDS = {"standard": "#56b4e9", "adversarial": "#d55e00", "masked": "#cc79a7"}  # colour-blind safe (Okabe & Ito)
 WORDS = {"robust": "good", "not robust": "bad", "only looks robust": "bad", "undecided": "open"}
@@ -209,7 +211,9 @@ def matrix(C: Float[Tensor, "k k"], classes: Sequence[str], groups: Sequence[Seq
     """C as squares, ordered and framed by `groups` if there are any; each square tells its pair and value."""
     order, k = [c for group in groups for c in group] or [*range(len(classes))], len(classes)
     if k > READABLE:
-        return png(_coloured(C[order][:, order].numpy()), "Class correlation")
+        small = (min(k, SIDE), min(k, SIDE))  # for a page of two megabytes
+        C = torch.nn.functional.interpolate(C[order][:, order][None, None], size=small, mode="area")[0, 0]
+        return png(_coloured(C.numpy()), "Class correlation")
     squares = "".join(
         f'<rect x="{c}" y="{r}" width="1" height="1" fill="{_colour(float(C[a, b]))}">'
         f"<title>{escape(classes[a])}, {escape(classes[b])}: {C[a, b]:.2f}</title></rect>"
@@ -368,15 +372,15 @@ def _pictures(i: "Inspection") -> str:
 
 
 def _picture(i: "Inspection", found: "Clusters") -> Float[Tensor, "n c h w"]:
-    rows = found.rows[_order(i)[:READABLE]]
+    rows = found.rows[_order(i)[:READABLE]].float()
     return rows if found is i.means else as_pictures(rows)
 
 
 def sheet(x: Float[Tensor, "n c h w"], columns: int = 5) -> np.ndarray:
     n, c, h, w = x.shape
     if max(h, w) > 64:  # small enough for a page
-        x = torch.nn.functional.interpolate(x, size=(64, 64), mode="area")
-        h = w = 64
+        x = torch.nn.functional.interpolate(x, size=(SMALL, SMALL), mode="area")
+        h = w = SMALL
     lines = -(-n // columns)
     sheet = np.full((lines * (h + 1), min(columns, n) * (w + 1), 3), 255, dtype=np.uint8)
     for k, image in enumerate(x.expand(-1, 3, -1, -1) if c == 1 else x[:, :3]):

@@ -31,6 +31,8 @@ __all__ = ["Clusters", "Comparison", "Inspection", "class_means", "compare", "in
 PGD = "pgd"
 LEAST = 2  # images that the Jacobian is averaged over
 WORK = 20_000 * 32**2  # rows of Jacobians, times pixels: what they take at 32 x 32 with 100 classes and 200 images
+PIXELS = 400_000  # in a batch: 250 images of CIFAR, and seven of 224 x 224, whose activations take a gigabyte
+MANY = 50_000_000  # numbers in a map: 200 MB in float32
 DRAWS = 5  # of random weights, where maps are cheap
 PAIRS = 50_000_000  # of classes, over all permutations of the partial test
 
@@ -40,7 +42,7 @@ class Clusters:
     """How the classes of one map cluster.
 
     Attributes:
-        rows: the map, [classes, channels, height, width].
+        rows: the map, [classes, channels, height, width]; in bfloat16 where it has more than 50 million numbers.
         C: correlation of its rows, centred over the classes.
         contrast: mean of C within the groups less the mean between them; None without groups.
         test: that contrast among those of other groups of the same sizes; None without groups.
@@ -243,11 +245,12 @@ def inspect(
     found = load(model, shape=shape) if isinstance(model, str) else subject(model, shape)
     name, model, said = name or found.name, found.model, [*notes, *found.notes]
     images, tested = _grouped(images, groups)
+    batch = max(1, min(250, PIXELS // (shape[-1] * shape[-2])))
     report = evaluate(
-        model, images, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm,
+        model, images, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm, batch_size=batch,
         generator=generator or Generator().manual_seed(0), masking=masking, progress=progress,
     )  # fmt: skip
-    causes = tried(model, images, report.predictions("clean"))
+    causes = tried(model, images, report.predictions("clean"), images=max(50, min(200, 8 * batch)))
     if (cause := likely_cause(causes)) and not near_chance(report):
         said.append(f"perhaps {cause}")
     some = images.subset(
@@ -258,16 +261,17 @@ def inspect(
     if groups == "found" and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
         names = tuple(f"cluster {i + 1}" for i in range(len(members)))
-    W, changes = _linear(model, shape, said)
     M = class_means(images)
-    said += [
-        f"the {what} has classes without a row of their own"
-        for what, rows in {"linear sub-network": W, "mean local map": J, "class means": M}.items()
-        if rows is not None and not _directed(rows)
-    ]
     means = _clusters(M, members, tested=tested, given=None)
+    jacobian = _clusters(J, members, tested=tested, given=means)
+    directed = {"mean local map": _directed(J), "class means": _directed(M)}
+    del J, M  # gigabytes, where classes and pixels are many
+    W, changes = _linear(model, shape, said)
+    linear = _clusters(W, members, tested=tested, given=means)
+    directed = {"linear sub-network": W is None or _directed(W)} | directed
+    del W
+    said += [f"the {what} has classes without a row of their own" for what, whole in directed.items() if not whole]
     comparable = reference_applies(model, images)
-    linear, jacobian = (_clusters(rows, members, tested=tested, given=means) for rows in (W, J))
     if not comparable and any(found is not None and found.test for found in (linear, jacobian)):
         linear, jacobian = _by_chance(model, some, members, linear, jacobian)
     contrasted = jacobian.contrast if jacobian is not None and tested else None
@@ -369,7 +373,7 @@ def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> tuple
 
 
 def _mean_local_map(model: nn.Module, some: Images) -> Tensor:
-    batch = min(50, max(1, 500 // len(some.classes)))
+    batch = max(1, min(50, 500 // len(some.classes), PIXELS // some.x[0, 0].numel()))
     return mean_local_map(model, some.float().to(device_of(model)), batch_size=batch).cpu()
 
 
@@ -378,15 +382,16 @@ def _by_chance(
 ) -> list[Clusters | None]:
     """The same W and mean local map, if there are any, with their contrasts where the network has random weights.
 
-    The maps of all draws take about half of the work of those of the network itself, two draws at least.
+    The maps of all draws take about half of the work of those of the network itself. Where that is not enough for one
+    local map a draw, as for 1,000 classes at 224 pixels, there are two draws and of W alone.
     """
-    cost = 2 * DRAWS * len(some.classes) * max(some.x.shape[-1] ** 2, 1024)
-    fewer, draws = some.subset(min(len(some), max(LEAST, WORK // cost))), DRAWS if WORK // cost >= LEAST else LEAST
+    count = min(len(some), WORK // (2 * DRAWS * len(some.classes) * max(some.x[0, 0].numel(), 1024)))
+    draws = DRAWS if count else LEAST
     found: list[list[float]] = [[] for _ in own]
     for seed in range(draws):
         twin = random_weights(model, seed).to(device_of(model))
         W = None if own[0] is None else _linear(twin, tuple(some.x.shape[1:]), [])[0]
-        J = None if own[1] is None else _mean_local_map(twin, fewer)
+        J = None if own[1] is None or not count else _mean_local_map(twin, some.subset(count))
         for values, rows in zip(found, (W, J), strict=True):
             chance = _clusters(rows, groups, tested=False, given=None)
             values += [] if chance is None or chance.contrast is None else [chance.contrast]
@@ -427,7 +432,7 @@ def _clusters(
     compared = len(groups) > 1 and any(len(group) > 1 for group in groups)
     found = cut(tree(C), min(max(len(groups), 2), len(C)))
     return Clusters(
-        rows,
+        rows.bfloat16() if rows.numel() > MANY else rows,
         C,
         float(contrast(C, members)) if compared else None,
         permutation_test(C, members) if compared and tested else None,

@@ -1,6 +1,5 @@
 """Jacobians of the logits by the images, some rows at a time: what `linear_map` and `local_map` are made of."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, no_type_check
@@ -15,15 +14,13 @@ from torch.overrides import TorchFunctionMode
 from lrc.linearization.checking import Quiet
 from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
-from lrc.utils.networks import check_independent, preserved, replaced, untouched
+from lrc.utils.networks import preserved, replaced, untouched
 
 __all__ = ["differentiated", "jacobian_rows"]
 
 BUDGET = 64 * 2**20
 """Bytes of the largest gradient in a chunk of rows, unless the caller chooses; a few of that size live at once."""
-TOGETHER = 8
-"""Images in one pass, copies included. More take memory and no less time; backward passes of many vectors at once
-(`is_grads_batched`) take each convolution vector by vector, and two to three times as long."""
+MANY = 8  # images: with so many in it a backward pass a class takes less time than one of a batch of vectors
 
 
 @contextmanager
@@ -40,13 +37,13 @@ def differentiated(
     Args:
         network: images to logits, each image's of that image alone. It is run in eval mode, and left as it was.
         x: at least one image.
-        chunk: classes at a time, at most; by default as many as make the largest gradient `BUDGET` bytes.
+        chunk: classes at a time; by default as many as make the largest gradient `BUDGET` bytes.
         progress: a bar on stderr, as in `linear_map`.
         learning: the derivatives keep their graph to the parameters; the network is then run in the mode that it is in.
 
     Yields:
         z, and an iterator over tensors (some classes, n, *input): all classes in their order. Each is one backward pass
-        from copies of the images, one a class.
+        through the graph of the one forward pass.
 
     Raises:
         InputError: a chunk below 1, or a network that does not give logits (n, classes) of x, or not differentiably.
@@ -59,72 +56,41 @@ def differentiated(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(x.device.type, enabled=False))
         stack.enter_context(preserved(network) if learning else untouched(network, eager=True))
-        leaf, z, widest = _logits(network, x, relaid=not learning)
-        rows = chunk or widest.rows
-        if learning:
-            yield z, _learning_rows(z, leaf, rows)
-            return
-        leaf, many = _copied(network, x, z, min(rows, TOGETHER // len(x))) or (leaf, z)
-        z = z.detach()  # so that a graph that is not needed is gone
-        yield z, jacobian_rows(many, leaf, copies=len(leaf) // len(x), progress=progress)
-
-
-def _copied(network: nn.Module, x: Tensor, z: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
-    """Copies of the images as a leaf, and the logits of them: a class a copy comes out of one backward pass.
-
-    None if there is to be one copy; or where the network does not take more, or each has an answer of its own.
-    """
-    passes = -(-z.shape[1] // max(most, 1))
-    if (copies := -(-z.shape[1] // max(passes, 1))) < 2:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_independent(network, x)
-        leaf, many, _ = _run(network, x.repeat(copies, *[1] * (x.dim() - 1)), relaid=True)
-        close = torch.allclose(
-            many.view(copies, *z.shape), z.expand(copies, *z.shape), rtol=1e-3, atol=1e-4, equal_nan=True
-        )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # its own code runs, which may be made for a batch of one size
-        return None
-    return (leaf, many) if close else None
+        x, z, widest = _logits(network, x, relaid=not learning)
+        yield z, jacobian_rows(z, x, chunk=chunk or widest.rows, learning=learning, progress=progress)
 
 
 def jacobian_rows(
-    z: Float[Tensor, "many classes"], x: Float[Tensor, "many *input"], *, copies: int, progress: bool = False
+    z: Float[Tensor, "n classes"],
+    x: Float[Tensor, "n *input"],
+    *,
+    chunk: int,
+    learning: bool = False,
+    progress: bool = False,
 ) -> Iterator[Float[Tensor, "some n *input"]]:
-    """The derivatives of logits by the images that they were computed from, of which there are so many copies.
+    """The derivatives of logits by the images that they were computed from, a chunk of classes after the other.
 
-    One backward pass for as many classes as there are copies.
+    One backward pass a chunk; one a class where the images are many, or where some part of the network has no
+    derivative in batches, as a backward of its own may not.
     """
-    for units in _watched(torch.eye(z.shape[1], dtype=z.dtype, device=z.device).split(copies), progress):
-        yield _pulled_back(z, x, units, copies)
+    units = torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], chunk)
+    for unit in _watched(units, progress):
+        yield _pulled_back(z, x, unit.expand(-1, len(z), -1), learning)
 
 
-def _pulled_back(z: Tensor, x: Tensor, units: Float[Tensor, "some classes"], copies: int) -> Tensor:
-    vectors = z.new_zeros(copies, len(z) // copies, z.shape[1])
-    vectors[: len(units)] = units[:, None]
-    rows = _derivative(z, x, vectors.flatten(0, 1), retain_graph=True)
-    return rows.unflatten(0, vectors.shape[:2])[: len(units)]
-
-
-def _learning_rows(z: Tensor, x: Tensor, chunk: int) -> Iterator[Float[Tensor, "some n *input"]]:
-    """The same with a graph to the parameters, from one copy: in batches of vectors, which is slower but smaller."""
-    for units in torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None].split(chunk):
-        vectors, options = units.expand(-1, len(z), -1), {"retain_graph": True, "create_graph": True}
+def _pulled_back(z: Tensor, x: Tensor, vectors: Float[Tensor, "some n classes"], learning: bool) -> Tensor:
+    options: dict[str, Any] = {
+        "retain_graph": True, "create_graph": learning, "allow_unused": True, "materialize_grads": True,
+    }  # fmt: skip
+    if len(z) < MANY:
         try:
-            yield _derivative(z, x, vectors, is_grads_batched=True, **options)
+            return torch.autograd.grad(z, x, vectors, is_grads_batched=True, **options)[0]
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception:  # the network's own derivatives run, on tensors of a kind that they may not know
-            yield torch.stack([_derivative(z, x, v, **options) for v in vectors])
-
-
-def _derivative(z: Tensor, x: Tensor, vector: Tensor, **options: bool) -> Tensor:
+            pass
     try:
-        return torch.autograd.grad(z, x, vector, allow_unused=True, materialize_grads=True, **options)[0]
+        return torch.stack([torch.autograd.grad(z, x, v, **options)[0] for v in vectors])
     except NotImplementedError as error:
         raise InputError(f"the network has a part without a derivative: {first_line(error)}") from error
 

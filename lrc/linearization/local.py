@@ -1,6 +1,5 @@
 """The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
 
-from functools import reduce
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ def local_map(
 ) -> Float[Tensor, "n classes *input"]:
     """The Jacobian of the logits at each image: the linear map that the network is there.
 
-    It is that of the whole network in eval mode, its gates as the image sets them: one backward pass a chunk of
-    classes, from as many copies of the images.
+    It is that of the whole network in eval mode, its gates as the image sets them. One forward pass of all the images,
+    then one backward pass a chunk of classes, or a class where the images are many.
 
     Args:
         model: images to logits (n, classes), each image's of that image alone. It is left as it was.
@@ -73,7 +72,15 @@ def mean_local_map(
     """
     _check(model, x)
     batch_size = check_whole("batch_size", batch_size, 1)
-    return reduce(Tensor.add_, (_total(model, batch, chunk) for batch in x.split(batch_size))) / len(x)
+    total = x.new_zeros(0)
+    for batch in x.split(batch_size):
+        with differentiated(model, batch, chunk=chunk) as (z, chunks):
+            check_independent(model, batch)
+            done, total = 0, total if len(total) else x.new_zeros(z.shape[1], *x.shape[1:])
+            for rows in chunks:
+                total[done : done + len(rows)] += rows.sum(1)
+                done += len(rows)
+    return total.div_(len(x))
 
 
 def alignment(
@@ -117,13 +124,6 @@ def _check(network: object, x: Any) -> None:
         raise InputError("there are no images to differentiate at: give at least one")
     if not x.is_floating_point():
         raise InputError(f"images of {x.dtype} have no derivatives: give numbers such as x.float() / 255")
-
-
-def _total(network: nn.Module, x: Tensor, chunk: int | None) -> Float[Tensor, " classes *input"]:
-    """The sum of the local maps at these images."""
-    with differentiated(network, x, chunk=chunk) as (_, chunks):
-        check_independent(network, x)
-        return torch.cat([rows.sum(1) for rows in chunks])
 
 
 def _directions(maps: Tensor, name: str, centre: bool) -> Float[Tensor, "n classes pixels"]:

@@ -33,13 +33,12 @@ def linear_map(
 ) -> Float[Tensor, " classes *input"]:
     """W, one row a class: the derivative of its logit by the image in the linear sub-network, the same at every image.
 
-    All rows of a chunk come out of one backward pass, each from a copy of the image.
+    All rows of a chunk come out of one backward pass, from one forward pass of a single image.
 
     Args:
         model: images to logits (n, classes); see `linearize`. It is left as it was.
         input_shape: of one image, (channels, height, width) as a rule; `model.input_shape` if absent.
-        chunk: rows at a time, at most 8, which bounds the memory; by default as many as make the largest gradient
-            64 MiB.
+        chunk: rows at a time, which bounds the memory; by default as many as make the largest gradient 64 MiB.
         out: a safetensors file for W, under that name in it. The rows go to the disk chunk by chunk, so memory never
             holds W; the file is there as a whole or not at all.
         progress: a bar on stderr, gone at the end; never in a file or a pipe.

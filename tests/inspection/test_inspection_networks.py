@@ -201,3 +201,8 @@ def test_a_folder_of_configuration_that_is_none(folder):
     (folder / "empty" / "config.json").write_text(json.dumps([1]))
     with pytest.raises(InputError, match="empty"):
         load("empty")
+
+
+def test_an_argument_of_ones_own_goes_before_the_number_of_classes_of_the_data():
+    found = load("torchvision:squeezenet1_1", arguments={"num_classes": 12}, classes=10, shape=(3, 64, 64))
+    assert found.model(torch.zeros(1, 3, 64, 64)).shape == (1, 12)

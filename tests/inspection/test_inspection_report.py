@@ -12,7 +12,7 @@ import lrc
 from lrc import Images, InputError, cli
 from lrc.hierarchy import CIFAR10, Hierarchy
 from lrc.inspection import class_means, compare, inspect, verdict
-from lrc.inspection.page import page, reference
+from lrc.inspection.page import matrix, page, png, reference, sheet
 from lrc.inspection.verdict import LARGEST, LOCAL_CONTRAST, reference_applies
 
 CLASSES = ("red", "pink", "blue", "navy")
@@ -204,3 +204,12 @@ def test_the_recorded_networks_are_a_reference_for_their_like_alone():
 def test_the_verdict_does_not_know_images_of_another_kind(data):
     report = inspect(Matched(cues()[0], scale=0.1), data, masking=False, local=10).report
     assert verdict(report, 2.0, comparable=False).word == "undecided"
+
+
+def test_a_page_of_many_classes_of_large_images_is_small_too():
+    """Noise, which no picture format makes smaller: 1,000 classes at 224 pixels, three maps."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(40, 3, 224, 224, generator=generator)
+    C = lrc.class_correlation(torch.randn(1000, 1200, generator=generator))
+    parts = png(sheet(rows), "W"), matrix(C, [f"class {k}" for k in range(1000)], ())
+    assert 3 * sum(map(len, parts)) < 1_800_000

@@ -172,25 +172,25 @@ def test_the_chunk_follows_from_the_largest_activation(monkeypatch):
     seen: list[int] = []
     rows = jacobian._pulled_back
 
-    def noting(z, x, units, copies):
+    def noting(z, x, units, learning):
         seen.append(len(units))
-        return rows(z, x, units, copies)
+        return rows(z, x, units, learning)
 
     monkeypatch.setattr(jacobian, "_pulled_back", noting)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(1024, 10)
     )  # 16 x 8 x 8 float32: 4 KiB
     W = linear_map(model, SHAPE)
-    assert seen == [5, 5]  # no more than 8 copies of the image
+    assert seen == [10]
     monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     torch.testing.assert_close(linear_map(model, SHAPE), W, rtol=1e-5, atol=1e-7)
-    assert seen == [5, 5, 4, 4, 2]
+    assert seen == [10, 4, 4, 2]
     monkeypatch.setattr(jacobian, "BUDGET", 1)
     linear_map(model, SHAPE)
-    assert seen[5:] == [1] * 10
+    assert seen[4:] == [1] * 10
     monkeypatch.setattr(jacobian, "BUDGET", 4 * 4096)
     local_map(model, torch.rand(2, *SHAPE))  # two images: half as many classes
-    assert seen[15:] == [2] * 5
+    assert seen[14:] == [2] * 5
 
 
 class OneAtATime(nn.Module):
@@ -216,13 +216,20 @@ class Noisy(nn.Module):
         return nn.functional.linear(x.flatten(1) * torch.rand(len(x), 1).exp(), self.weight)
 
 
-def test_networks_that_cannot_be_asked_of_copies_are_differentiated_one_row_at_a_time():
+def test_all_rows_of_a_map_come_out_of_one_forward_pass_of_its_images():
     model, noisy = OneAtATime(), Noisy()
     assert torch.equal(local_map(model.inner, torch.zeros(1, *SHAPE))[0].flatten(1), model.inner[1].weight)
     with jacobian.differentiated(model, torch.zeros(1, *SHAPE)) as (_, chunks):
         assert torch.allclose(torch.cat(list(chunks))[:, 0].flatten(1), model.inner[1].weight)
     rows = local_map(noisy, torch.rand(1, *SHAPE))[0].flatten(1)
     assert torch.allclose(rows, rows[:1].expand_as(rows)) and not torch.allclose(rows, noisy.weight)
+
+
+def test_many_images_have_the_same_maps_as_few():
+    """They are differentiated class by class, few in batches of vectors."""
+    model, x = network(), images(jacobian.MANY + 1)
+    expected = torch.cat([local_map(model, image[None]) for image in x])
+    torch.testing.assert_close(local_map(model, x), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_choices_are_those_of_linearize():
