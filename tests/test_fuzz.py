@@ -391,7 +391,7 @@ def mean_distances(found, a):
 
 def scalar(found, a):
     """One number; NaN only of NaN, of a network that gives none, or of an absurd option: there training stops."""
-    given = any(v.isnan().any() for v in a.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
+    given = not all(v.isfinite().all() for v in a.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
     given = given or any(isinstance(v, float) and v == MOST for v in a.values())
     with torch.no_grad():
         nets = [a[n](a["x"].clone()) for n in ("model", "teacher") if n in a]

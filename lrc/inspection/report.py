@@ -20,8 +20,9 @@ from lrc.inspection.networks import device_of, load, subject
 from lrc.inspection.verdict import Verdict, near_chance, reference_applies, verdict
 from lrc.linearization import linear_map, linearize, mean_local_map
 from lrc.linearization.surgery import Change
-from lrc.utils.checks import check_choice, check_flag, check_whole
+from lrc.utils.checks import check_choice, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.typed import typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,6 +199,7 @@ class Inspection:
         return body(self)
 
 
+@typed
 def inspect(
     model: nn.Module | str,
     data: Any = None,
@@ -235,8 +237,6 @@ def inspect(
     Raises:
         InputError: images that do not fit the network, another word for the groups, or as `lrc.evaluate`.
     """
-    check_flag("attack", attack)
-    check_flag("masking", masking)
     check_whole("local", local, 1)
     if data is None:
         data = own_data(model)

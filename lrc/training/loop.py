@@ -130,7 +130,7 @@ def train(
     }  # fmt: skip
     plan = Plan(
         data=data.to(fabric.device), objective=objective, epochs=epochs, batch_size=batch_size, augment=augment,
-        rate=lambda done: lr * rate(done), ema=ema, seed=seed, validation=validation, attack=attack, watch=watch,
+        rate=lambda done: lr * rate(done), ema=ema, seed=int(seed), validation=validation, attack=attack, watch=watch,
         stop=stop, fabric=fabric, save_every=checkpoint_every,
         save=lambda: None if folder is None else checkpoints.save(folder, arguments, state),
     )  # fmt: skip

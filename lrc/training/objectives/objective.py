@@ -9,7 +9,16 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from lrc.utils.checks import check_generator, check_images, check_labels, check_logits, check_network, explained
+from lrc.utils.checks import (
+    check_function,
+    check_generator,
+    check_images,
+    check_labels,
+    check_logits,
+    check_network,
+    check_number,
+    explained,
+)
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import preserved, replaced
@@ -112,9 +121,10 @@ class Objective:
         return f"Objective({', '.join(f'{k}={described(v)}' for k, v in kept.items())})"
 
 
-@typed
 def adding(objective: Objective, term: Term, *, weight: float) -> Objective:
     """The objective with `weight * term(model, inputs)` added to its loss; the network is not run again."""
+    check_function("term", term, "model", "inputs")
+    check_number("weight", weight, "(-inf, inf)")  # below 0 what the term measures grows
     return replace(objective, terms=(*objective.terms, (weight, term)))
 
 
