@@ -179,7 +179,9 @@ def measure(build: Builder, *, passes: bool) -> dict[str, Any]:
 
 def right(row: dict[str, Any]) -> bool:
     """Are W and b those of the oracle, and the local maps too, as far as rounding lets them be told?"""
-    return max(row["errors"][:2]) <= 1e-8 and max(row["errors"][2:]) <= max(1e-8, 10 * row.get("rounding", 0.0))
+    return max(row["errors"][:2]) <= 1e-8 and max(row["errors"][2:], default=0.0) <= max(
+        1e-8, 10 * row.get("rounding", 0.0)
+    )
 
 
 def fitting(build: Builder, sides: Iterable[int | None], usual: Network | None = None) -> Network | None:

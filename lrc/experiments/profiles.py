@@ -9,8 +9,8 @@ Three environment variables bear on them:
 
 - `LRC_PROFILE`: quick (default), cifar or paper.
 - `LRC_DEVICE`: cpu, cuda, cuda:1, mps, ...; by default the accelerator that PyTorch finds, else the CPU.
-- `LRC_LIMIT`: a number of images. Every profile then takes at most so many of each set, and a step or two of everything
-  else. Its code runs from end to end in seconds; its figures, and so its claims, mean nothing.
+- `LRC_LIMIT`: a number of images. Every profile then takes at most so many of each set, narrow networks, and a step or
+  two of everything else. Its code runs from end to end in seconds; its figures, and so its claims, mean nothing.
 """
 
 import os

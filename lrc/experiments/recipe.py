@@ -335,7 +335,7 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
     Args:
         name: one of `names()`.
         change: other values for some entries.
-        limit: for trials, at most so many images of each part, and one epoch; a teacher's too.
+        limit: for trials, at most so many images of each part, one epoch, and a network of width 8; a teacher's too.
 
     Raises:
         InputError: no recipe of that name, or no such section, the message lists those there are; an entry that is
@@ -359,7 +359,8 @@ def _trial(made: Recipe, limit: int) -> Recipe:
         raise InputError(f"limit must be a number of images >= 1, not {limit!r:.60}")
     data = replace(made.data, limit=min(limit, made.data.limit or limit))
     training = replace(made.training, epochs=1, batch_size=min(limit, made.training.batch_size))
-    return replace(made, data=data, training=training, trial=limit)
+    network = replace(made.network, options=made.network.options | {"width": 8})
+    return replace(made, data=data, network=network, training=training, trial=limit)
 
 
 def identity(made: Recipe | Mapping[str, Any]) -> dict[str, Any]:

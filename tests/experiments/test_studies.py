@@ -504,7 +504,7 @@ def made(monkeypatch):
     names: list[str] = []
     monkeypatch.setattr(Pool, "started", [])
     monkeypatch.setattr(command, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(studies, "make", lambda name, *, work: names.append(name))
+    monkeypatch.setattr(studies, "make", lambda row, *, work: names.append(row.name))
     monkeypatch.setattr(zoo, "cores", lambda: 3)
     return names
 
