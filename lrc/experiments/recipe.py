@@ -359,7 +359,7 @@ def _trial(made: Recipe, limit: int) -> Recipe:
         raise InputError(f"limit must be a number of images >= 1, not {limit!r:.60}")
     data = replace(made.data, limit=min(limit, made.data.limit or limit))
     training = replace(made.training, epochs=1, batch_size=min(limit, made.training.batch_size))
-    network = replace(made.network, options=made.network.options | {"width": 8})
+    network = replace(made.network, options={**made.network.options, "width": 8})
     return replace(made, data=data, network=network, training=training, trial=limit)
 
 
