@@ -33,8 +33,9 @@ def study(
 
     wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
+        there = {study: studies.recorded(study) for study in {row.study for row in wanted}}
         for row in wanted:
-            print(row.name if row.name in studies.recorded(row.study) else f"{row.name} (not recorded)")
+            print(row.name if row.name in there[row.study] else f"{row.name} (not recorded)")
         return
     if not wanted:
         print("all of it is recorded: name a single row to measure it anew")
@@ -62,9 +63,7 @@ def _rows(name: str, *, all_of_them: bool) -> "list[Row]":
     if name in studies.names():
         missing = studies.left(name)
         return [row for row in studies.rows(name) if all_of_them or row.name in missing]
-    if name.rpartition("/")[2] in {row.name for study in studies.names() for row in studies.rows(study)}:
-        return [studies.row(name)]
-    raise InputError(f"there is no study or row {name!r}; the studies are {', '.join(studies.names())}")
+    return [studies.row(name)]
 
 
 def _make(row: "Row", work: Path) -> None:

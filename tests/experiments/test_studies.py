@@ -355,8 +355,11 @@ def test_unknown_studies_are_refused(ask, name):
 
 def test_unknown_rows_are_refused(place):
     for ask in (studies.row, partial(studies.make, work=place)):
-        with pytest.raises(InputError, match="no study has a row 'x'"):
-            ask("x")
+        for wrong in ("x", None, 3):
+            with pytest.raises(InputError, match=f"^there is no study or row {wrong!r}; the studies are .*--list"):
+                ask(wrong)
+        with pytest.raises(InputError, match="^no study is called 'x'; there are "):
+            ask("x/y")
 
 
 def test_a_table_is_what_is_recorded(monkeypatch):

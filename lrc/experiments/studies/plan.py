@@ -94,10 +94,11 @@ def row(name: str) -> Row:
     Raises:
         InputError: there is none, or more than one.
     """
-    study, _, last = name.rpartition("/")
+    study, _, last = str(name).rpartition("/")
     found = [each for every in ([study] if study else names()) for each in rows(every) if each.name == last]
     if not found:
-        raise InputError(f"no study has a row {name!r}: `lrc study NAME --list` shows those of a study")
+        there = f"the studies are {', '.join(names())}, and `lrc study NAME --list` shows the rows of one"
+        raise InputError(f"there is no study or row {name!r}; {there}")
     if len(found) > 1:
         ways = " or ".join(f"{each.study}/{each.name}" for each in found)
         raise InputError(f"{len(found)} studies have a row {name!r}: say {ways}")

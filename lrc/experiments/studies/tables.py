@@ -94,7 +94,7 @@ def make(wanted: Row | str, *, work: str | Path, progress: bool = False) -> Figu
         InputError: no such row, or several, a folder that holds what another recipe made, or records that are damaged
             or cannot be written.
     """
-    wanted = row(wanted) if isinstance(wanted, str) else wanted
+    wanted = wanted if isinstance(wanted, Row) else row(wanted)
     check(wanted.study)  # before hours of training, not after
     place = Path(work) / wanted.name
     with locked(place, wait=True):
