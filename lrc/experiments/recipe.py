@@ -338,11 +338,13 @@ def recipe(name: str, *, change: Change | None = None, limit: int | None = None)
         limit: for trials, at most so many images of each part, one epoch, and a network of width 8; a teacher's too.
 
     Raises:
-        InputError: no recipe of that name, or no such section, the message lists those there are; an entry that is
-            unknown or of a wrong type.
+        InputError: no recipe of that name, the message has the nearest; no such section, it lists those there are; an
+            entry that is unknown or of a wrong type.
     """
     if not isinstance(name, str) or name not in recipes():
-        raise InputError(f"the zoo has no {name!r}; there are {', '.join(names())}")
+        near = get_close_matches(str(name), names(), n=3, cutoff=0.4)
+        hint = f"the nearest are {', '.join(near)}" if near else "`lrc zoo list` has them all"
+        raise InputError(f"the zoo has no {name!r}; {hint}")
     change = {} if change is None else change
     if not isinstance(change, Mapping) or not all(isinstance(entries, Mapping) for entries in change.values()):
         raise InputError(f"change must be a mapping of sections to mappings of entries, not {change!r:.60}")

@@ -87,10 +87,10 @@ def usual_side(spec: str) -> int:
 def _of_the_zoo(name: str) -> Built:
     from lrc.experiments import store, zoo
 
-    if name not in zoo.names():
-        near = get_close_matches(name, zoo.names(), n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "lrc zoo list has them all"
-        raise InputError(f"the zoo has no {name!r}; {hint}; or give a folder that lrc train wrote, or MODULE:FUNCTION")
+    try:
+        zoo.recipe(name)
+    except InputError as error:
+        raise InputError(f"{error}; or give a folder that lrc train wrote, or MODULE:FUNCTION") from error
     if not store.there(zoo.recipe(name)) and zoo.recipe(name).data.name != "shapes":
         raise InputError(f"{name} is not shipped, and training it takes hours: lrc zoo make {name} does that")
     return Built(lambda _: zoo.obtain(name, progress=True).cpu(), data=data_of(name), loaded=True, scaled=True)

@@ -89,6 +89,9 @@ def test_inspect_takes_weights(folder):
         (("inspect", "own:build", "--weights", "broken.safetensors"), "broken.safetensors"),
         (("inspect", "own:build", "--weights", "missing.safetensors"), "missing.safetensors"),
         (("zoo", "show", "resnet"), "the zoo has no 'resnet'"),
+        (("zoo", "show", "cifar10-smal-at"), "the zoo has no 'cifar10-smal-at'; the nearest are cifar10-small-at, "),
+        (("zoo", "show", "%"), "the zoo has no '%'; `lrc zoo list` has them all"),
+        (("inspect", "cifar10-smal-at"), "the nearest are cifar10-small-at, "),
         (("data", "mnist"), "no data set is called 'mnist'"),
     ],
 )
