@@ -355,9 +355,8 @@ def test_unknown_studies_are_refused(ask, name):
 
 def test_unknown_rows_are_refused(place):
     for ask in (studies.row, partial(studies.make, work=place)):
-        for wrong in ("x", None, 3):
-            with pytest.raises(InputError, match=f"^there is no study or row {wrong!r}; the studies are .*--list"):
-                ask(wrong)
+        with pytest.raises(InputError, match="^there is no study or row 'x'; the studies are .*--list"):
+            ask("x")
         with pytest.raises(InputError, match="^no study is called 'x'; there are "):
             ask("x/y")
 
