@@ -1,5 +1,6 @@
 """What test_second_device.py runs in a process of its own: public functions on the CPU, and on a second device.
 
+That is CUDA where there is one, else a stand-in which refuses to meet the CPU as CUDA does.
 `python on_second_device.py` prints a line for each case: its name, and "same", or how the second device differs.
 """
 
@@ -30,6 +31,7 @@ from lrc.training.heads import with_new_head
 
 CLASSES, GROUPS, EPS = ("ant", "bee", "car", "van"), [[0, 1], [2, 3]], 8 / 255
 ANIMALS = Hierarchy.of({"animals": ["ant", "bee"], "vehicles": ["car", "van"]}, CLASSES)
+SECOND = "cuda" if torch.cuda.is_available() else "second"
 Case = Callable[[str], Any]
 """What it gives on the device of that name."""
 
@@ -321,7 +323,7 @@ def alike(one: Any, other: Any) -> bool:
 def compared(case: Case) -> str:
     """Says "same", or how the second device differs."""
     try:
-        one, other = list(flat(case("cpu"))), list(flat(case("second")))
+        one, other = list(flat(case("cpu"))), list(flat(case(SECOND)))
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)
         inside = [f"{Path(f.filename).name}:{f.lineno}" for f in place if "/lrc/" in f.filename][-2:]
@@ -333,7 +335,8 @@ def compared(case: Case) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    import second_device  # noqa: F401 -- here: from now on it is this process's accelerator
+    if SECOND == "second":
+        import second_device  # noqa: F401 -- here: from now on it is this process's accelerator
 
     for name in sys.argv[1:] or CASES:
         print(f"{name}: {compared(CASES[name])}", flush=True)

@@ -12,6 +12,6 @@ def test_a_ratio_is_one_of_times_of_the_same_turn():
     """A machine that is twice as slow in one turn changes none."""
     part = {"title": "T", "against": "other", "versions": {}, "load": 0.0}
     part["seconds"] = {"other": [2.0, 4.0, 2.0], "ours": [1.0, 2.0, 1.5]}
-    lines = bench.page({"pgd": part}).splitlines()
+    lines = bench.page({"CPU": {"pgd": part}}).splitlines()
     assert "| other | 2 | 1.00 (1.00 to 1.00) | 3 |  |" in lines
     assert "| ours | 1.5 | 0.50 (0.50 to 0.75) | 3 |  |" in lines

@@ -2,7 +2,8 @@
 
     LRC_DATA=... python tools/bench.py [PART ...]
 
-Needs the extra `peers`. All that one table compares is called in turns in one process, so that a busy machine slows all
+Needs the extra `peers`. It runs on the accelerator if there is one (`LRC_DEVICE=cpu` for the CPU); figures of other
+devices stay on the page. All that one table compares is called in turns in one process, so that a busy machine slows all
 of it; ratios are medians over the turns, with the smallest and largest. Other packages are called as their
 documentation shows. The figures go to book/speed.json too; parts that are not measured anew stay as they were.
 """
@@ -28,16 +29,19 @@ from lrc.attacks import autoattack, pgd
 from lrc.attacks.autoattack import standard
 from lrc.training import train
 from lrc.training.objectives import named
+from lrc.utils.devices import device
 
 PAGE = Path(__file__).resolve().parents[1] / "book" / "speed.md"
 FIGURES = PAGE.with_suffix(".json")
-NETWORK, EPS, STEP, TURNS, BATCH = "cifar10-resnet8-at", 8 / 255, 2 / 255, 3, 16
+NETWORK, EPS, STEP, TURNS = "cifar10-resnet8-at", 8 / 255, 2 / 255, 3
+AT = device()
+BATCH, MATRIX = (16, 2048) if AT.type == "cpu" else (512, 8192)
 LAST = torch.channels_last
 Functions = dict[str, Callable[[], object]]
 
 
 class ChannelsLast(nn.Module):
-    """The network in the memory layout that is fastest on a CPU, for packages that do not see to it themselves."""
+    """The network in the memory layout that is fastest, for packages that do not see to it themselves."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -49,12 +53,12 @@ class ChannelsLast(nn.Module):
 
 def network() -> nn.Module:
     """A network with its weights in PyTorch's default layout, as a user's own has them."""
-    return lrc.zoo.load(NETWORK).to(memory_format=torch.contiguous_format)
+    return lrc.zoo.load(NETWORK).to(AT, memory_format=torch.contiguous_format)
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
     data = lrc.data.cifar10("test").subset(count)
-    return data.float().contiguous(), data.y
+    return data.float().contiguous().to(AT), data.y.to(AT)
 
 
 def passes(model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Tensor:
@@ -100,7 +104,7 @@ def of_pgd() -> tuple[str, Functions]:
     }
 
 
-def of_autoattack(count: int = 16) -> tuple[str, Functions]:
+def of_autoattack(count: int = BATCH) -> tuple[str, Functions]:
     import pyautoattack
 
     x, y = images(count)
@@ -124,8 +128,7 @@ def of_autoattack(count: int = 16) -> tuple[str, Functions]:
 
 
 def of_training() -> tuple[str, Functions]:
-    data = lrc.data.cifar10("test").subset(BATCH)
-    x, y = data.float().contiguous(), data.y
+    data, (x, y) = lrc.data.cifar10("test").subset(BATCH), images(BATCH)
     objective = named("adversarial", eps=EPS, steps=10, step=STEP)
     run = partial(train, network(), data, objective, epochs=1, batch_size=BATCH, lr=0.001)
     return "plain loop", {
@@ -136,8 +139,7 @@ def of_training() -> tuple[str, Functions]:
 
 
 def of_evaluate() -> tuple[str, Functions]:
-    model, data = network(), lrc.data.cifar10("test").subset(BATCH)
-    x, y = data.float(), data.y
+    model, data, (x, y) = network(), lrc.data.cifar10("test").subset(BATCH), images(BATCH)
     with torch.no_grad():
         right = model(x).argmax(1) == y
     x, y = x[right], y[right]
@@ -155,7 +157,8 @@ def of_evaluate() -> tuple[str, Functions]:
 
 
 def of_images() -> tuple[str, Functions]:
-    return "8", {str(n): partial(pgd, network(), *images(n), eps=EPS, steps=5) for n in (8, 16, 32, 64)}
+    sizes = [BATCH // 2 * 2**k for k in range(4)]
+    return str(sizes[0]), {str(n): partial(pgd, network(), *images(n), eps=EPS, steps=5) for n in sizes}
 
 
 def of_steps() -> tuple[str, Functions]:
@@ -168,7 +171,7 @@ PARTS: dict[str, tuple[str, int, Callable[[], tuple[str, Functions]]]] = {
     "evaluate": (f"`evaluate`, PGD-20 and 20 steps of APGD, {BATCH} images", TURNS, of_evaluate),
     "images": ("PGD-5 on so many images", TURNS, of_images),
     "steps": (f"PGD with so many steps, {BATCH} images", TURNS, of_steps),
-    "autoattack": ("AutoAttack, standard version, 16 images", 1, of_autoattack),
+    "autoattack": (f"AutoAttack, standard version, {BATCH} images", 1, of_autoattack),
 }
 SLOPES = ("images", "steps")
 
@@ -182,12 +185,20 @@ def measured(name: str) -> dict[str, Any]:
     for _ in range(turns + (turns > 1)):
         for what, function in functions.items():
             start = time.perf_counter()
-            answers[what] = function()
+            answers[what] = finished(function)
             times[what].append(time.perf_counter() - start)
     found: dict[str, Any] = {"title": title, "against": against, "versions": versions(), "load": os.getloadavg()[0]}
     found["seconds"] = {what: t[turns > 1 :] for what, t in times.items()}
     if name == "autoattack":
         found["robust"] = {what: sum(not hit for hit in v) for what, v in answers.items() if isinstance(v, list)}
+    return found
+
+
+def finished(function: Callable[[], object]) -> object:
+    """What the function gives, once the device has done all of it."""
+    found = function()
+    if AT.type != "cpu":
+        torch.accelerator.synchronize()
     return found
 
 
@@ -205,8 +216,8 @@ def floors() -> dict[str, float]:
     work = 2 * counter.get_total_flops()  # the gradient by the input takes as much as the logits
     found = {}
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(2048, 2048).to(dtype)
-        found[f"matrix product, {name}"] = 2 * 2048**3 / fastest(partial(torch.matmul, a, a)) / 1e12
+        a = torch.randn(MATRIX, MATRIX, device=AT).to(dtype)
+        found[f"matrix product, {name}"] = 2 * MATRIX**3 / fastest(partial(torch.matmul, a, a)) / 1e12
     found["bare passes, channels-last"] = work / fastest(partial(passes, model, x, y, steps=1)) / 1e12
     return found
 
@@ -215,7 +226,7 @@ def fastest(function: Callable[[], object]) -> float:
     times = []
     for _ in range(TURNS):
         start = time.perf_counter()
-        function()
+        finished(function)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -227,27 +238,32 @@ def slope(seconds: dict[str, list[float]]) -> float:
     return float(((sizes - sizes.mean()) * (times - times.mean())).sum() / (sizes - sizes.mean()).square().sum())
 
 
-def page(found: dict[str, Any]) -> str:
-    """The Markdown of the tables."""
-    return "\n".join(
-        [*_head(found), *(line for name in PARTS if name in found for line in _table(name, found[name])), ""]
-    )
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The Markdown of the tables, device by device."""
+    return "\n".join([*_head(), *(line for kind, parts in found.items() for line in _device(kind, parts)), ""])
 
 
-def _head(found: dict[str, Any]) -> Iterator[str]:
+def _head() -> Iterator[str]:
     yield "# Speed\n"
-    yield "What attacks, evaluation and training cost beside other packages and beside the bare passes, on a CPU. `make"
-    yield "bench` made this page. All that a table compares was called in turns in one process. A ratio is that of the"
-    yield "times of one turn: the median, and from the smallest to the largest. The load is that of the machine, which"
-    yield "others used too: below its number of threads a figure is worth most. The network is the small robust ResNet"
+    yield "What attacks, evaluation and training cost beside other packages and beside the bare passes. `make bench` made"
+    yield "this page. All that a table compares was called in turns in one process. A ratio is that of the times of one"
+    yield "turn: the median, and from the smallest to the largest. The load is that of the machine, which others used too:"
+    yield "below its number of threads a figure is worth most. The network is the small robust ResNet"
     yield f"`{NETWORK}`.\n"
-    if "floors" in found:
-        yield "TFLOP/s: " + ", ".join(f"{what} {value:.3f}" for what, value in found["floors"].items()) + ".\n"
+
+
+def _device(kind: str, parts: dict[str, Any]) -> Iterator[str]:
+    yield f"## {kind}\n"
+    if "floors" in parts:
+        yield "TFLOP/s: " + ", ".join(f"{what} {value:.3g}" for what, value in parts["floors"].items()) + ".\n"
+    for name in PARTS:
+        if name in parts:
+            yield from _table(name, parts[name])
 
 
 def _table(name: str, part: dict[str, Any]) -> Iterator[str]:
     seconds, against = part["seconds"], part["against"]
-    yield f"## {part['title']}\n"
+    yield f"### {part['title']}\n"
     yield ", ".join(f"{k} {v}" for k, v in part["versions"].items()) + f"; load {part['load']:.1f}."
     if name in SLOPES:
         yield f"Slope of the time, in logarithms: {slope(seconds):.2f}."
@@ -267,9 +283,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", choices=["floors", *PARTS, []])
     chosen = parser.parse_args().parts or ["floors", *PARTS]
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    kind = "CPU" if AT.type == "cpu" else torch.cuda.get_device_name(AT) if AT.type == "cuda" else AT.type
     for name in chosen:
         print(name, flush=True)
-        found[name] = floors() if name == "floors" else measured(name)
+        found.setdefault(kind, {})[name] = floors() if name == "floors" else measured(name)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
         PAGE.write_text(page(found))
     print(PAGE.read_text())
