@@ -1,4 +1,4 @@
-"""On a second device, CUDA or one which refuses to meet the CPU as CUDA does, everything gives what it gives on the CPU."""
+"""On a second device, CUDA or one as strict, everything gives what it gives on the CPU."""
 
 import subprocess
 import sys

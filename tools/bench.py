@@ -3,8 +3,8 @@
     LRC_DATA=... python tools/bench.py [PART ...]
 
 Needs the extra `peers`. It runs on the accelerator if there is one (`LRC_DEVICE=cpu` for the CPU); figures of other
-devices stay on the page. All that one table compares is called in turns in one process, so that a busy machine slows all
-of it; ratios are medians over the turns, with the smallest and largest. Other packages are called as their
+devices stay on the page. All that one table compares is called in turns in one process, so that a busy machine slows
+all of it; ratios are medians over the turns, with the smallest and largest. Other packages are called as their
 documentation shows. The figures go to book/speed.json too; parts that are not measured anew stay as they were.
 """
 
@@ -53,7 +53,7 @@ class ChannelsLast(nn.Module):
 
 def network() -> nn.Module:
     """A network with its weights in PyTorch's default layout, as a user's own has them."""
-    return lrc.zoo.load(NETWORK).to(AT, memory_format=torch.contiguous_format)
+    return lrc.zoo.load(NETWORK).to(AT).to(memory_format=torch.contiguous_format)
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -245,10 +245,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 def _head() -> Iterator[str]:
     yield "# Speed\n"
-    yield "What attacks, evaluation and training cost beside other packages and beside the bare passes. `make bench` made"
-    yield "this page. All that a table compares was called in turns in one process. A ratio is that of the times of one"
-    yield "turn: the median, and from the smallest to the largest. The load is that of the machine, which others used too:"
-    yield "below its number of threads a figure is worth most. The network is the small robust ResNet"
+    yield "What attacks, evaluation and training cost beside other packages and beside the bare passes. `make bench`"
+    yield "made this page. All that a table compares was called in turns in one process. A ratio is that of the times"
+    yield "of one turn: the median, and from the smallest to the largest. The load is that of the machine, which others"
+    yield "used too: below its number of threads a figure is worth most. The network is the small robust ResNet"
     yield f"`{NETWORK}`.\n"
 
 

@@ -22,7 +22,7 @@ from lrc.data.parts import OFFICIAL
 from lrc.data.sources import SOURCES
 from lrc.experiments import fitting
 from lrc.experiments import recipe as recipes
-from lrc.experiments.studies import plan, records, tables
+from lrc.experiments.studies import measures, plan, records, tables
 from lrc.hierarchy import CIFAR10, CIFAR100, Hierarchy
 from lrc.models import resnet8
 from lrc.utils.errors import InputError
@@ -216,7 +216,7 @@ def test_over_choices_the_mean_of_each_is_one_value():
     assert studies.paired(cells(A=FULL, B=uneven), "A", "B", "f", over="choices").value == pytest.approx(0.03)
 
 
-@pytest.mark.parametrize(("over", "says"), [("choices", "have one choice in common"), ("seeds", "cells or choices")])
+@pytest.mark.parametrize(("over", "says"), [("choices", "have one choice in common"), ("seeds", "choices or images")])
 def test_intervals_over_what_there_is_not_are_refused(over, says):
     with pytest.raises(InputError, match=says):
         studies.paired(cells(A=FULL, B={(1, 0): 0.1, (1, 1): 0.2}), "A", "B", "f", over=over)
@@ -243,6 +243,23 @@ def test_a_figure_that_some_rows_lack_is_refused():
 
 
 # -- records ------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts_are_paired_image_by_image():
+    """By hand: two seeds, nine images; the mean of the seeds' differences is the value of an image."""
+    right = {("A", 0): [1, 1, 0, 0, 1, 0, 1, 1, 1], ("A", 1): [1] * 9}
+    right |= {("B", 0): [0, 1, 1, 0, 1, 0, 0, 0, 1], ("B", 1): [1] * 8 + [0]}
+    found = [
+        {"model": model, "choice": None, "seed": seed, "images": 9, "right": measures.packed(torch.tensor(bits) > 0)}
+        for (model, seed), bits in right.items()
+    ]
+    values = torch.tensor([0.5, 0, -0.5, 0, 0, 0, 0.5, 0.5, 0.5], dtype=torch.float64)
+    mean, half = values.mean().item(), 2.306004 * values.std().item() / 3  # t of 8 degrees of freedom
+    interval = studies.paired(found, "A", "B", "right", over="images")
+    assert (interval.value, interval.low, interval.high) == pytest.approx((mean, mean - half, mean + half), abs=1e-6)
+    assert interval.n == 9
+    with pytest.raises(InputError, match="no verdicts 'seed'"):
+        studies.paired(found, "A", "B", "seed", over="images")
 
 
 def record(row, **figures):

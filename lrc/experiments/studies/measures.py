@@ -6,13 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import pgd
 from lrc.clustering import class_correlation, contrast, effective_rank, permutation_test
 from lrc.data import Images, as_superclasses, class_means, named
 from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
+from lrc.evaluation.report import WORST
 from lrc.experiments import fitting
 from lrc.experiments.recipe import Recipe, without_groups
 from lrc.linearization import linear_map, mean_local_map
@@ -29,6 +32,7 @@ __all__ = [
     "maps",
     "matrices",
     "subpopulations",
+    "verdicts",
 ]
 
 Figures = dict[str, Any]
@@ -122,6 +126,51 @@ def boosting(
     return figures | {"superclass_attacked": attacked, "spread": spread, "images": len(some)} | _contrast(model, groups)
 
 
+def verdicts(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    attacks: Sequence[str] = ("autoattack",),
+    images: int = 10_000,
+    out: Path | None = None,
+) -> Figures:
+    """On which images a network is right under attack, so that networks can be compared image by image.
+
+    Args:
+        attacks: by their names, see `lrc.evaluate`.
+        images: of the test set, at most.
+        out: folder for verdicts.
+
+    Returns:
+        `clean`, for each attack, and for the `worst` of all, the accuracy in [0, 1]; `right`, a bit an image in
+        hexadecimal: whether it is told rightly in the worst case, see `lrc.studies.paired`.
+    """
+    _, _, test = fitting.split_images(recipe)
+    some = test.subset(min(images, len(test)))
+    report = evaluate(model, some, attacks=attacks, eps=recipe.radius, masking=False, generator=_generator(), out=out)
+    accuracies = {name: report.accuracy(name).value for name in ("clean", *report.attacks)}
+    return accuracies | {"worst": report.accuracy().value, "images": len(some), "right": packed(report.right(WORST))}
+
+
+def packed(right: Bool[Tensor, " n"]) -> str:
+    """A bit an image, in hexadecimal; the last byte is filled up with zeros.
+
+    >>> packed(torch.tensor([True, False, False, False, False, False, False, False, True]))
+    '8080'
+    """
+    return np.packbits(right.cpu()).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> Bool[Tensor, " n"]:
+    """What `packed` has packed, of so many images.
+
+    >>> unpacked("8080", 9).nonzero().flatten().tolist()
+    [0, 8]
+    """
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    return torch.from_numpy(bits[:n]).bool()
+
+
 def maps(model: nn.Module, recipe: Recipe, *, images: int = 200, out: Path | None = None) -> Figures:
     """Whether the classes of a network cluster, and how much of that is what the class means of its images have.
 
@@ -203,6 +252,7 @@ def alike(C: Tensor, D: Tensor) -> float:
 MEASURES: dict[str, Callable[..., Figures]] = {
     "subpopulations": subpopulations,
     "boosting": boosting,
+    "verdicts": verdicts,
     "clusters": clusters,
     "maps": maps,
     "groupings": groupings,

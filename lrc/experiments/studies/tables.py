@@ -11,7 +11,7 @@ from torch import Tensor
 from lrc.clustering import Interval, t_interval
 from lrc.experiments import fitting, store, zoo
 from lrc.experiments.recipe import recipe
-from lrc.experiments.studies.measures import MEASURES
+from lrc.experiments.studies.measures import MEASURES, unpacked
 from lrc.experiments.studies.plan import Row, row, rows, study_called
 from lrc.experiments.studies.records import Figures, check, kept, options, record, recorded
 from lrc.utils.devices import device
@@ -59,15 +59,20 @@ def paired(found: Sequence[Figures], model: str, other: str, figure: str, *, ove
         over: "cells", of a seed and a choice of held-out classes each: what such a choice and such networks do. What
             the models have in common in a cell cancels; that the difference itself may depend on the choice does not,
             and the cells of one choice are taken for independent. Or "choices": the mean difference of each choice is
-            one value, and the interval is about choices at large.
+            one value, and the interval is about choices at large. Or "images", for the figure "right" of verdicts image
+            by image: the mean difference on each image is one value, and the interval is about images, these networks
+            given.
 
     Raises:
-        InputError: as `column`, fewer than two cells, or choices, in common, or another `over`.
+        InputError: as `column`, too few cells, choices or images in common, no verdicts, or another `over`.
     """
-    if over not in ("cells", "choices"):
-        raise InputError(f"intervals are taken over cells or choices, not {over!r}")
+    if over not in ("cells", "choices", "images"):
+        raise InputError(f"intervals are taken over cells, choices or images, not {over!r}")
     first, second = ({_cell(each): each for each in found if each["model"] == m} for m in (model, other))
     common = [cell for cell in first if cell in second]
+    if over == "images" and common:
+        differences = [_right(first[cell], figure) - _right(second[cell], figure) for cell in common]
+        return t_interval(torch.stack(differences).mean(0))
     if len(common) < 2:
         raise InputError(f"{model!r} and {other!r} have {len(common)} rows in common: a comparison takes at least 2")
     a, b = (column([rows_of[cell] for cell in common], m, figure) for rows_of, m in ((first, model), (second, other)))
@@ -113,6 +118,13 @@ def _measured(wanted: Row, network: torch.nn.Module, *, limit: int | None = None
     if limit and "attacks" in given:
         given["attacks"] = given["attacks"][:1]
     return MEASURES[study_called(wanted.study)["measure"]](network, made, out=out, **given)
+
+
+def _right(figures: Figures, figure: str) -> Tensor:
+    """1 for each image that is told rightly, else 0: (images,)."""
+    if not isinstance(figures.get(figure), str):
+        raise InputError(f"the table has no verdicts {figure!r}: `lrc.studies.rows` of boosting-whole have `right`")
+    return unpacked(figures[figure], figures["images"]).double()
 
 
 def _labelled(each: Row, figures: Figures) -> Figures:
