@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Matrix
 
 WORDNET = Path(__file__).parent / "wordnet.txt"
 
@@ -109,7 +110,7 @@ class Hierarchy:
         of = self.levels[level].of
         return [[i for i, g in enumerate(of) if g == group] for group in range(len(self.levels[level].names))]
 
-    def distance(self) -> Float[Tensor, "classes classes"]:
+    def distance(self) -> Matrix:
         """How far up two classes have to go to meet: 0 for one class, 1 if they share a group of the first level.
 
         Otherwise 2 if they share one of the second level, and so on; one more than there are levels if they share none.
@@ -137,7 +138,7 @@ def _select(level: Level, indices: Sequence[int]) -> Level:
     return Level(level.name, tuple(level.names[g] for g in kept), tuple(kept.index(g) for g in of))
 
 
-def wordnet_distance(classes: Sequence[str]) -> Float[Tensor, "classes classes"]:
+def wordnet_distance(classes: Sequence[str]) -> Matrix:
     """Path distance in WordNet 3.0: the fewest is-a links from one class up to a common ancestor and down to the other.
 
     The table has the classes of CIFAR-10, STL-10 and CIFAR-100, with the links of the noun senses that fit the picture

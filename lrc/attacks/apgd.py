@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like
@@ -12,6 +12,7 @@ from lrc.attacks.losses import Loss, fooled, lead, likely_targets, loss_function
 from lrc.attacks.rng import image_keys
 from lrc.attacks.threat_model import Ball, ball, spread, unit
 from lrc.utils.checks import check_flag, check_whole
+from lrc.utils.tensors import Goals, Labels, Mask, PerImage, Pixels
 
 MOMENTUM = 0.75
 ENOUGH = 0.75  # of the steps since the last checkpoint should have raised the loss
@@ -19,8 +20,8 @@ ENOUGH = 0.75  # of the steps since the last checkpoint should have raised the l
 
 def apgd(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     steps: int = 100,
@@ -31,7 +32,7 @@ def apgd(
     until_fooled: bool = True,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x that fool the model, by gradient steps with momentum whose length halves when they stall.
 
     The first step is 2 eps long. At checkpoints (see `checkpoints`) an image whose loss rose in fewer than 75 % of
@@ -103,22 +104,22 @@ def checkpoints(steps: int) -> list[int]:
 class _State(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, "n"]
+    row: Int[Tensor, " n"]
     inside: Ball
-    y: Int[Tensor, "n *pair"]
-    z: Float[Tensor, "n *shape"]
-    before: Float[Tensor, "n *shape"]
-    gradient: Float[Tensor, "n *shape"]
-    loss: Float[Tensor, "n"]
-    best: Float[Tensor, "n *shape"]
-    best_gradient: Float[Tensor, "n *shape"]
-    best_loss: Float[Tensor, "n"]
-    step: Float[Tensor, "n"]
-    rises: Int[Tensor, "n"]  # since the last checkpoint
-    halved: Bool[Tensor, "n"]  # at the last checkpoint
-    mark: Float[Tensor, "n"]  # the best loss at the last checkpoint
-    hit: Bool[Tensor, "n"]  # z fools the model
-    best_lead: Float[Tensor, "n"]  # of the best wrong class at the best point: comparable between targets
+    y: Goals
+    z: Pixels
+    before: Pixels
+    gradient: Pixels
+    loss: PerImage
+    best: Pixels
+    best_gradient: Pixels
+    best_loss: PerImage
+    step: PerImage
+    rises: Int[Tensor, " n"]  # since the last checkpoint
+    halved: Mask  # at the last checkpoint
+    mark: PerImage  # the best loss at the last checkpoint
+    hit: Mask  # z fools the model
+    best_lead: PerImage  # of the best wrong class at the best point: comparable between targets
 
 
 def _runs(logits: Tensor, y: Tensor, *, targets: int, restarts: int) -> Iterator[Tensor]:
@@ -140,9 +141,7 @@ def _start(victim: Victim, z: Tensor, y: Tensor, *, inside: Ball, loss: Loss) ->
     return _State(rows, inside, y, z, z, *here[1:], *here, step, torch.zeros_like(rows), still, values, hit, ahead)
 
 
-def _run(
-    victim: Victim, state: _State, *, steps: int, loss: Loss, until_fooled: bool
-) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"], Bool[Tensor, "n"]]:
+def _run(victim: Victim, state: _State, *, steps: int, loss: Loss, until_fooled: bool) -> tuple[Pixels, PerImage, Mask]:
     """Image found for each row, how far the best wrong class is ahead there, and whether the search may end for it."""
     found, ahead, hit = state.z.clone(), state.best_lead.clone(), torch.zeros_like(state.hit)
     last = 0

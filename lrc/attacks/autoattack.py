@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.apgd import apgd
@@ -23,6 +23,7 @@ from lrc.utils.checks import check_generator, check_network, check_whole, explai
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import check_independent, untouched
+from lrc.utils.tensors import Labels, Logits, Mask, Pixels
 
 STRANGE = ".*NaN or infinite logits"  # the warning of one attack; who runs several says it once, for all
 
@@ -40,11 +41,11 @@ class Verdicts:
 
     x_adv: Float[Tensor, "n ..."]
     fooled_by: tuple[str | None, ...]
-    nonfinite: Bool[Tensor, "n"]
+    nonfinite: Mask
     parts: tuple[str, ...]
 
     @property
-    def fooled(self) -> Bool[Tensor, "n"]:
+    def fooled(self) -> Mask:
         """Whether each image is fooled."""
         return torch.tensor([part is not None for part in self.fooled_by], dtype=torch.bool, device=self.x_adv.device)
 
@@ -82,8 +83,8 @@ def standard(norm: str) -> dict[str, Attack]:
 
 def autoattack(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     norm: str = "linf",
@@ -191,14 +192,8 @@ def part_seed(seed: int, number: int) -> int:
 
 
 def attempt(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
-    attack: Attack,
-    options: Mapping[str, Any],
-    *,
-    within: Ball,
-) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n classes"]]:
+    model: nn.Module, x: Pixels, y: Labels, attack: Attack, options: Mapping[str, Any], *, within: Ball
+) -> tuple[Pixels, Logits]:
     """What an attack makes of a batch, and what the model says of it, asked once.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from lrc.attacks.losses import LOSSES, Loss, fooled, loss_function, margin
@@ -25,6 +25,7 @@ from lrc.utils.checks import (
 )
 from lrc.utils.errors import InputError
 from lrc.utils.networks import compiled, modules, untouched
+from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage, Pixels
 
 __all__ = [
     "LOSSES",
@@ -63,7 +64,7 @@ class Victim(nn.Module):
         self.model, self.highest, self.fast = model, highest, fast or Folding([])
         self.finite: Tensor | None = None
 
-    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Pixels) -> Logits:
         if not len(x):  # which not every network takes
             return x.flatten(1).sum(1, keepdim=True).expand(-1, self.highest + 1)
         with explained(self.model, x):
@@ -78,20 +79,18 @@ class Victim(nn.Module):
         return z
 
     @torch.no_grad()
-    def logits(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+    def logits(self, x: Pixels) -> Logits:
         """Logits without a gradient."""
         return self(x)
 
     @torch.no_grad()
-    def verdict(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+    def verdict(self, x: Pixels) -> Logits:
         """Logits of the model itself; where the search is in bfloat16, those in float32 for certain."""
         exact = torch.autocast(x.device.type, enabled=False) if self.bf16 else nullcontext()
         with self.fast.undone(), exact:
             return self(x)
 
-    def confirmed(
-        self, hit: Bool[Tensor, "n"], x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"]
-    ) -> Bool[Tensor, "n"]:
+    def confirmed(self, hit: Mask, x: Pixels, y: Goals) -> Mask:
         """Those of the images with a hit that fool the model itself."""
         if not self.fast or not hit.any():
             return hit
@@ -103,12 +102,12 @@ class Victim(nn.Module):
 @contextmanager
 def attacked(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float = 0.0,
     norm: str = "linf",
-    target: Int[Tensor, "n"] | None = None,
+    target: Labels | None = None,
     dims: int | None = None,
     precision: str = "float32",
 ) -> Iterator[tuple[Victim, Tensor, Tensor]]:
@@ -165,7 +164,7 @@ class Rows:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def check(x: Float[Tensor, "n *shape"], y: Int[Tensor, "labels"], eps: float, norm: str) -> None:
+def check(x: Pixels, y: Int[Tensor, "labels"], eps: float, norm: str) -> None:
     """Raises `InputError` for images, labels or a radius that no attack can use (`lrc.utils.checks`)."""
     check_images(x)
     check_labels(y, len(x))
@@ -184,8 +183,8 @@ def step_length(step: float | None, eps: float, *, steps: int, times: float = 1.
 
 
 def ascent(
-    victim: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss, half: bool = False
-) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"], Float[Tensor, "n classes"]]:
+    victim: nn.Module, x: Pixels, y: Goals, *, loss: Loss, half: bool = False
+) -> tuple[Pixels, PerImage, Logits]:
     """Gradient by x of each image's own loss, whatever else is in the batch; the losses; the logits.
 
     With `half` all three come from a network in bfloat16, for attacks that decide nothing by the losses. Where the
@@ -199,9 +198,7 @@ def ascent(
     return pulled_back(victim, values, x), values.detach(), z.detach()
 
 
-def pulled_back(
-    victim: nn.Module, values: Float[Tensor, "n"], x: Float[Tensor, "n *shape"], *, keep: bool = False
-) -> Float[Tensor, "n *shape"]:
+def pulled_back(victim: nn.Module, values: PerImage, x: Pixels, *, keep: bool = False) -> Pixels:
     """Gradient by x of the sum of the values, 0 where they do not depend on x; `keep` the graph for another."""
     if not values.requires_grad:
         return torch.zeros_like(x)
@@ -210,13 +207,11 @@ def pulled_back(
         return torch.autograd.grad(total, x, retain_graph=keep, allow_unused=True, materialize_grads=True)[0]
 
 
-def input_gradient(
-    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, "n *pair"], *, loss: Loss, half: bool = False
-) -> Float[Tensor, "n *shape"]:
+def input_gradient(model: nn.Module, x: Pixels, y: Goals, *, loss: Loss, half: bool = False) -> Pixels:
     """Gradient by x of the sum of the losses: each image's own gradient, whatever else is in the batch."""
     return ascent(model, x, y, loss=loss, half=half)[0]
 
 
-def laid_out_like(x: Float[Tensor, "n *shape"], found: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+def laid_out_like(x: Pixels, found: Pixels) -> Pixels:
     """A copy of `found` in memory as x is, so that attacks are free to choose what is fast."""
     return torch.empty_like(x).copy_(found.detach())

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, pulled_back
 from lrc.attacks.losses import fooled, margin, targeted_margin
 from lrc.attacks.threat_model import ball, distance, spread, within
 from lrc.utils.checks import check_number, check_whole
+from lrc.utils.tensors import Goals, Labels, PerImage, Pixels
 
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
 MOST = 1e10  # the largest constant c
@@ -19,8 +20,8 @@ STILL = 0.9999  # of the objective at the last check: above it the image stands 
 
 def cw(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float | None = None,
     steps: int = 1000,
@@ -28,10 +29,10 @@ def cw(
     searches: int = 9,
     c: float = 1e-3,
     confidence: float = 0.0,
-    target: Int[Tensor, "n"] | None = None,
+    target: Labels | None = None,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """The nearest misclassified images in L2, found by descent on distance and a hinge on the logits.
 
     Minimized is ``|x' - x|^2 + c max(z_y - max_{k != y} z_k, -confidence)``. The variable is w with
@@ -86,14 +87,14 @@ def cw(
 class _State(Rows):
     """Where the search over c stands, a row an image."""
 
-    row: Int[Tensor, "n"]
-    x: Float[Tensor, "n *shape"]
-    y: Int[Tensor, "n *pair"]
-    best: Float[Tensor, "n *shape"]
-    nearest: Float[Tensor, "n"]  # distance of `best`; infinite where nothing was found
-    c: Float[Tensor, "n"]
-    low: Float[Tensor, "n"]
-    high: Float[Tensor, "n"]
+    row: Int[Tensor, " n"]
+    x: Pixels
+    y: Goals
+    best: Pixels
+    nearest: PerImage  # distance of `best`; infinite where nothing was found
+    c: PerImage
+    low: PerImage
+    high: PerImage
 
 
 def _begin(victim: Victim, x: Tensor, y: Tensor, *, c: float, confidence: float) -> _State:
@@ -129,19 +130,17 @@ def _search(victim: Victim, s: _State, *, steps: int, rate: float, confidence: f
 class _Run(Rows):
     """Where Adam stands, a row an image."""
 
-    row: Int[Tensor, "n"]
-    x: Float[Tensor, "n *shape"]
-    y: Int[Tensor, "n *pair"]
-    c: Float[Tensor, "n"]
-    w: Float[Tensor, "n *shape"]
-    mean: Float[Tensor, "n *shape"]
-    square: Float[Tensor, "n *shape"]
-    mark: Float[Tensor, "n"]  # the objective at the last check
+    row: Int[Tensor, " n"]
+    x: Pixels
+    y: Goals
+    c: PerImage
+    w: Pixels
+    mean: Pixels
+    square: Pixels
+    mark: PerImage  # the objective at the last check
 
 
-def _minimize(
-    victim: Victim, s: _State, *, steps: int, rate: float, confidence: float
-) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n"]]:
+def _minimize(victim: Victim, s: _State, *, steps: int, rate: float, confidence: float) -> tuple[Pixels, PerImage]:
     """The nearest image that a run with each image's c comes upon, and how near."""
     best, nearest = s.x.clone(), torch.full_like(s.nearest, torch.inf)
     rows, w, zero = (

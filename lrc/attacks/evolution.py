@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, step_length
@@ -14,6 +14,7 @@ from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import Ball, ball, spread, unit
 from lrc.utils.checks import check_number, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Mask, Pixels
 
 AT_ONCE = 512  # images in one forward pass, about
 INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
@@ -21,8 +22,8 @@ INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white pixels
 
 def nes(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     queries: int = 10_000,
@@ -34,7 +35,7 @@ def nes(
     loss: str | Loss = "ce",
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x that fool the model, by projected steps along an estimate of the gradient.
 
     The gradient of the loss, smoothed by a Gaussian of width sigma, is the mean of
@@ -83,8 +84,8 @@ def nes(
 
 def nattack(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     queries: int = 20_000,
@@ -94,7 +95,7 @@ def nattack(
     norm: str = "linf",
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x that fool the model, drawn from a Gaussian whose mean is learnt by evolution strategies.
 
     A sample is an image P((tanh(mu + sigma u) + 1) / 2), with P the projection onto the ball. The mean mu, at x to
@@ -142,11 +143,11 @@ def nattack(
 class _Search(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, "n"]
+    row: Int[Tensor, " n"]
     inside: Ball
-    y: Int[Tensor, "n"]
-    keys: Int[Tensor, "n"]
-    z: Float[Tensor, "n *shape"]  # the iterate (NES), or the mean before the tanh (NATTACK)
+    y: Labels
+    keys: Int[Tensor, " n"]
+    z: Pixels  # the iterate (NES), or the mean before the tanh (NATTACK)
 
 
 S = TypeVar("S", bound=_Search)
@@ -154,7 +155,7 @@ S = TypeVar("S", bound=_Search)
 
 @dataclass(frozen=True)
 class _Climb(_Search):
-    slope: Float[Tensor, "n *shape"]  # the gradient estimated so far
+    slope: Pixels  # the gradient estimated so far
 
 
 def _evolve(
@@ -164,7 +165,7 @@ def _evolve(
     advance: Callable[[Victim, S, int], tuple[S, Tensor, Tensor]],
     turns: int,
     samples: int,
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """The images found by so many turns; `advance` gives the next state, the images there, and which of them fool."""
     found = images.clone()
     s = s[~fooled(victim.verdict(images), s.y)]
@@ -211,9 +212,7 @@ def _image(inside: Ball, z: Tensor) -> Tensor:
     return inside.project((torch.tanh(z) + 1) / 2)
 
 
-def _sample(
-    victim: Victim, s: _Search, draw: int, *, samples: int, sigma: float
-) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, "n"], Float[Tensor, "n *shape"]]:
+def _sample(victim: Victim, s: _Search, draw: int, *, samples: int, sigma: float) -> tuple[Pixels, Mask, Pixels]:
     """The weighted sum of the noise; which images some sample fools; the first such sample.
 
     The weights need the mean over all samples, known only at the end: so the sums of u and of l u are kept.

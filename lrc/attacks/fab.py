@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, Victim, ascent, attacked, laid_out_like, pulled_back
@@ -11,6 +11,7 @@ from lrc.attacks.losses import fooled, likely_targets, pick, true_label
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import SLACK, ball, distance, spread, unit, within
 from lrc.utils.checks import check_whole
+from lrc.utils.tensors import Goals, Labels, PerImage, Pixels
 
 OVERSHOOT = 1.05  # eta: how far beyond the boundary a step goes
 TO_ORIGIN = 0.1  # alpha_max: the largest weight of the step that starts at the original image
@@ -20,8 +21,8 @@ ROUNDS = 64  # of Newton's method, far more than it needs
 
 def fab(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float | None = None,
     steps: int = 100,
@@ -30,7 +31,7 @@ def fab(
     restarts: int = 1,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """The nearest misclassified images found, or those within eps if a radius is given.
 
     Each step goes to the hyperplane where the linearized classifier changes its mind, from the current point and, with
@@ -87,11 +88,11 @@ def fab(
 class _State(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, "n"]
-    x: Float[Tensor, "n *shape"]
-    y: Int[Tensor, "n *pair"]
-    z: Float[Tensor, "n *shape"]
-    nearest: Float[Tensor, "n"]  # distance of the nearest misclassified point
+    row: Int[Tensor, " n"]
+    x: Pixels
+    y: Goals
+    z: Pixels
+    nearest: PerImage  # distance of the nearest misclassified point
 
 
 def _begin(x: Tensor, y: Tensor) -> _State:
@@ -154,9 +155,7 @@ def _step(s: _State, gap: Tensor, gradient: Tensor, *, norm: str) -> Tensor:
     return ((1 - weight) * (s.z + OVERSHOOT * from_z) + weight * (s.x + OVERSHOOT * from_x)).clamp(0, 1)
 
 
-def to_hyperplane(
-    x: Float[Tensor, "n *shape"], w: Float[Tensor, "n *shape"], need: Float[Tensor, "n"], *, norm: str
-) -> Float[Tensor, "n *shape"]:
+def to_hyperplane(x: Pixels, w: Pixels, need: PerImage, *, norm: str) -> Pixels:
     """The shortest step d with <w, d> = need and x + d in [0, 1]; where none reaches so far, the farthest there is.
 
     A step of length t moves pixel i by min(t s_i, room_i), with s = 1 ("linf") or |w| ("l2"), so <w, d> is a concave,

@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lrc.utils.checks import MISTAKES, check_choice, first_line
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to one value an image (n,), which the attack makes large.
@@ -19,18 +20,18 @@ In a targeted attack the labels are pairs (n, 2): the true label and the target.
 TINY = 1e-12
 
 
-def cross_entropy(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def cross_entropy(logits: Logits, y: Labels) -> PerImage:
     """-log p_y."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def margin(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def margin(logits: Logits, y: Labels) -> PerImage:
     """max_{k != y} z_k - z_y: positive where the image is misclassified (Carlini & Wagner 2017, f6 without floor)."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - pick(logits, y)
 
 
-def dlr(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def dlr(logits: Logits, y: Labels) -> PerImage:
     """The difference of logits ratio, (max_{k != y} z_k - z_y) / (z_1st - z_3rd): no scale or shift alters it.
 
     With two classes there is no third logit: the margin then.
@@ -44,17 +45,17 @@ def dlr(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor
     return margin(logits, y) / (first - third + TINY)
 
 
-def targeted_cross_entropy(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n 2"]) -> Float[Tensor, "n"]:
+def targeted_cross_entropy(logits: Logits, y: Int[Tensor, "n 2"]) -> PerImage:
     """log p_target."""
     return -F.cross_entropy(logits, y[:, 1], reduction="none")
 
 
-def targeted_margin(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n 2"]) -> Float[Tensor, "n"]:
+def targeted_margin(logits: Logits, y: Int[Tensor, "n 2"]) -> PerImage:
     """z_target - max_{k != target} z_k: positive where the target is what the model says."""
     return -margin(logits, y[:, 1])
 
 
-def targeted_dlr(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n 2"]) -> Float[Tensor, "n"]:
+def targeted_dlr(logits: Logits, y: Int[Tensor, "n 2"]) -> PerImage:
     """(z_target - z_y) / (z_1st - (z_3rd + z_4th) / 2); with fewer than four classes z_target - z_y.
 
     Source: Croce & Hein (2020), equation 7.
@@ -83,7 +84,7 @@ def loss_function(loss: str | Loss, *, targeted: bool = False) -> Loss:
     return TARGETED[loss] if targeted else LOSSES[loss]
 
 
-def _watched(loss: Loss, logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Float[Tensor, "n"]:
+def _watched(loss: Loss, logits: Logits, y: Goals) -> PerImage:
     try:
         values = loss(logits, y)
     except MISTAKES as error:
@@ -94,30 +95,30 @@ def _watched(loss: Loss, logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *
     return values
 
 
-def pick(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def pick(logits: Logits, y: Labels) -> PerImage:
     """The logit of each image's class y."""
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
-def fooled(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Bool[Tensor, "n"]:
+def fooled(logits: Logits, y: Goals) -> Mask:
     """Whether an attack has what it wants: another class than y (targeted: the target), or logits not finite."""
     predicted = logits.argmax(1)
     wanted = predicted != y if y.dim() == 1 else predicted == y[:, 1]
     return wanted | ~logits.isfinite().all(1)
 
 
-def lead(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n *pair"]) -> Float[Tensor, "n"]:
+def lead(logits: Logits, y: Goals) -> PerImage:
     """The lead of what an attack wants: the best wrong class over y, the target over the rest; inf if not finite."""
     ahead = margin(logits, y) if y.dim() == 1 else targeted_margin(logits, y)
     return torch.where(logits.isfinite().all(1), ahead, torch.inf)
 
 
-def true_label(y: Int[Tensor, "n *pair"]) -> Int[Tensor, "n"]:
+def true_label(y: Goals) -> Labels:
     """The label of each image, of labels or of pairs of label and target."""
     return y if y.dim() == 1 else y[:, 0]
 
 
-def likely_targets(logits: Float[Tensor, "n classes"], y: Int[Tensor, "n"], *, count: int) -> Int[Tensor, "n targets"]:
+def likely_targets(logits: Logits, y: Labels, *, count: int) -> Int[Tensor, "n targets"]:
     """The most likely wrong classes, the likeliest first: `count` of them, or all there are if fewer."""
     others = logits.nan_to_num().scatter(1, y[:, None], -torch.inf)
     return others.argsort(1, descending=True)[:, : min(count, logits.shape[1] - 1)]

@@ -1,7 +1,7 @@
 """Gradient attacks with a fixed step: FGSM, PGD, and momentum iterative FGSM with diverse inputs."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Victim, attacked, input_gradient, laid_out_like, step_length
@@ -10,12 +10,13 @@ from lrc.attacks.rng import image_keys, uniform
 from lrc.attacks.threat_model import Ball, ball, spread, unit, within
 from lrc.utils.checks import check_flag, check_number, check_tensor, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Logits, PerImage, Pixels
 
 
 def pgd(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     steps: int,
@@ -23,12 +24,12 @@ def pgd(
     norm: str = "linf",
     loss: str | Loss = "ce",
     random_start: bool = True,
-    start: Float[Tensor, "n *shape"] | None = None,
+    start: Pixels | None = None,
     restarts: int = 1,
-    target: Int[Tensor, "n"] | None = None,
+    target: Labels | None = None,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x on which the loss is large, found by `steps` projected gradient steps.
 
     Args:
@@ -105,16 +106,16 @@ def pgd(
 
 def fgsm(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     loss: str | Loss = "ce",
     random_start: bool = False,
-    target: Int[Tensor, "n"] | None = None,
+    target: Labels | None = None,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """One signed gradient step of length eps from x, or one of 1.25 eps from a random point of the ball.
 
     Args:
@@ -144,8 +145,8 @@ def fgsm(
 
 def mifgsm(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     steps: int = 10,
@@ -155,10 +156,10 @@ def mifgsm(
     smallest: float = 0.9,
     norm: str = "linf",
     loss: str | Loss = "ce",
-    target: Int[Tensor, "n"] | None = None,
+    target: Labels | None = None,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x on which the loss is large, by steps along an accumulated gradient.
 
     The steps go along g, where ``g <- decay g + gradient / |gradient|_1`` before each.
@@ -229,15 +230,13 @@ class _Diverse(nn.Module):
         self.victim, self.numbers = victim, uniform(keys, (4,), draw=turn)
         self.diversity, self.smallest = diversity, smallest
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Logits:
         chance, size, down, right = self.numbers.unbind(1)
         size = torch.where(chance < self.diversity, self.smallest + (1 - self.smallest) * size, 1.0)
         return self.victim(shrink(x, size, down=down, right=right))
 
 
-def shrink(
-    x: Float[Tensor, "n c h w"], size: Float[Tensor, "n"], *, down: Float[Tensor, "n"], right: Float[Tensor, "n"]
-) -> Float[Tensor, "n c h w"]:
+def shrink(x: Float[Tensor, "n c h w"], size: PerImage, *, down: PerImage, right: PerImage) -> Float[Tensor, "n c h w"]:
     """Each image shrunken to `size` of itself, on black; `down` and `right` in [0, 1] say where in the room left."""
     rows, columns = _places(x.shape[2], size, down), _places(x.shape[3], size, right)
     grid = torch.stack(

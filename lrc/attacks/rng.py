@@ -15,16 +15,17 @@ SplitMix64; counter-based use: Salmon et al., *Parallel random numbers: as easy 
 import secrets
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor
 
 from lrc.utils.checks import check_generator
+from lrc.utils.tensors import Pixels
 
 GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as signed numbers: PyTorch's 64-bit integers wrap around like unsigned ones
 MULTIPLIERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
-def image_keys(x: Float[Tensor, "n *shape"], generator: Generator | None) -> Int[Tensor, "n"]:
+def image_keys(x: Pixels, generator: Generator | None) -> Int[Tensor, " n"]:
     """The key of each image's stream, from one number of `generator` and the image's pixels as float32."""
     words = (x.float().flatten(1) + 0.0).view(torch.int32).long()  # + 0.0 makes one zero of two
     weights = _mix(_counters(words.shape[1], x.device)) | 1  # odd: no pixel's change is lost
@@ -40,23 +41,23 @@ def new_seed(generator: Generator | None = None) -> int:
     return int(torch.randint(low, high, (), generator=generator, device=generator.device))
 
 
-def uniform(keys: Int[Tensor, "n"], shape: tuple[int, ...], *, draw: int) -> Float[Tensor, "n *shape"]:
+def uniform(keys: Int[Tensor, " n"], shape: tuple[int, ...], *, draw: int) -> Pixels:
     """Numbers in (0, 1), odd multiples of 2^-24; the same keys and `draw` give the same ones."""
     bits = _bits(keys, shape, draw).bitwise_right_shift_(41).bitwise_and_(2**23 - 1)
     return bits.float().add_(0.5).mul_(2.0**-23)
 
 
-def normal(keys: Int[Tensor, "n"], shape: tuple[int, ...], *, draw: int) -> Float[Tensor, "n *shape"]:
+def normal(keys: Int[Tensor, " n"], shape: tuple[int, ...], *, draw: int) -> Pixels:
     """Standard normal numbers, by the inverse of their distribution function."""
     return torch.erfinv(uniform(keys, shape, draw=draw).mul_(2).sub_(1)).mul_(2**0.5)
 
 
-def signs(keys: Int[Tensor, "n"], shape: tuple[int, ...], *, draw: int) -> Float[Tensor, "n *shape"]:
+def signs(keys: Int[Tensor, " n"], shape: tuple[int, ...], *, draw: int) -> Pixels:
     """Numbers -1 or 1."""
     return torch.where(_bits(keys, shape, draw) < 0, -1.0, 1.0)
 
 
-def integers(keys: Int[Tensor, "n"], shape: tuple[int, ...], *, below: int, draw: int) -> Int[Tensor, "n *shape"]:
+def integers(keys: Int[Tensor, " n"], shape: tuple[int, ...], *, below: int, draw: int) -> Int[Tensor, "n *shape"]:
     """Numbers in range(below)."""
     return (uniform(keys, shape, draw=draw) * below).long().clamp_(max=below - 1)
 

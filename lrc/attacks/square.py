@@ -12,6 +12,7 @@ from lrc.attacks.losses import fooled, margin
 from lrc.attacks.rng import image_keys, signs, uniform
 from lrc.attacks.threat_model import Ball, ball, norms, spread
 from lrc.utils.checks import check_number, check_whole
+from lrc.utils.tensors import Labels, PerImage, Pixels
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, after which the share of pixels changed at once halves."""
@@ -20,8 +21,8 @@ BLOCK = 64  # queries whose random numbers are made together
 
 def square(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     queries: int = 5000,
@@ -30,7 +31,7 @@ def square(
     horizon: int | None = None,
     generator: Generator | None = None,
     precision: str = "float32",
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x that fool the model, by trying random squares and keeping those that raise the margin.
 
     "linf": starts from vertical stripes of +-eps; a trial sets one square, channel by channel, to +eps or -eps. "l2":
@@ -112,13 +113,13 @@ def side(share: float, height: int, width: int, *, norm: str = "linf") -> int:
 class _State(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, "n"]
+    row: Int[Tensor, " n"]
     inside: Ball
-    y: Int[Tensor, "n"]
-    keys: Int[Tensor, "n"]
+    y: Labels
+    keys: Int[Tensor, " n"]
     numbers: Shaped[Tensor, "n ..."]  # in (0, 1): of the queries of the current block, 5 + channels each
     z: Float[Tensor, "n c h w"]
-    loss: Float[Tensor, "n"]
+    loss: PerImage
 
 
 def _first(s: _State) -> Tensor:

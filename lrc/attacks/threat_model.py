@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lrc.attacks.rng import normal, uniform
 from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Mask, PerImage, Pixels
 
 SLACK = 1e-6  # of the radius, for the rounding of an L2 norm
 ROUNDING = 1e-5  # of the radius: how far outside an attack of one's own may end by rounding
@@ -28,7 +29,7 @@ class Ball:
         lower, upper: of each pixel: of the whole set for "linf", 0 and 1 for "l2".
     """
 
-    x: Float[Tensor, "n *shape"]
+    x: Pixels
     eps: float
     norm: str
     lower: Float[Tensor, "..."]
@@ -40,7 +41,7 @@ class Ball:
             return Ball(self.x[rows], self.eps, self.norm, self.lower[rows], self.upper[rows])
         return Ball(self.x[rows], self.eps, self.norm, self.lower, self.upper)
 
-    def project(self, z: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+    def project(self, z: Pixels) -> Pixels:
         """The points of the balls nearest to z: for "linf" exactly so, for "l2" those of the ball, then cut to [0, 1].
 
         What lies inside is returned unchanged.
@@ -49,12 +50,12 @@ class Ball:
             z = _shrink(z, self.x, self.eps)
         return torch.clamp(z, self.lower, self.upper)
 
-    def contains(self, z: Float[Tensor, "n *shape"]) -> Bool[Tensor, "n"]:
+    def contains(self, z: Pixels) -> Mask:
         """Whether each z lies in its ball and in [0, 1]."""
         inside = ((z >= self.lower) & (z <= self.upper)).flatten(1).all(1)
         return inside if self.norm == "linf" else inside & (distance(z, self.x, "l2") <= self.eps)
 
-    def accept(self, z: Float[Tensor, "n *shape"], *, name: str) -> Float[Tensor, "n *shape"]:
+    def accept(self, z: Pixels, *, name: str) -> Pixels:
         """What the attack called `name` gave, brought inside where no more than rounding has left it outside.
 
         An attack that clips ``x_adv - x`` to eps, and adds it to x again, ends that far outside.
@@ -71,7 +72,7 @@ class Ball:
             raise InputError(f"{name} left the ball of radius {self.eps} in {self.norm}: it must stay inside")
         return inside
 
-    def sample(self, keys: Int[Tensor, "n"], *, draw: int) -> Float[Tensor, "n *shape"]:
+    def sample(self, keys: Labels, *, draw: int) -> Pixels:
         """A point of each ball, uniform by volume, then cut to [0, 1]; from the image's own stream."""
         shape = tuple(self.x.shape[1:])
         if self.norm == "linf":
@@ -81,7 +82,7 @@ class Ball:
         return self.project(self.x + (direction * spread(radius.squeeze(1), self.x)).to(self.x.dtype))
 
 
-def ball(x: Float[Tensor, "n *shape"], eps: float, norm: str) -> Ball:
+def ball(x: Pixels, eps: float, norm: str) -> Ball:
     """The balls of radius eps around x, in [0, 1].
 
     Raises:
@@ -93,7 +94,7 @@ def ball(x: Float[Tensor, "n *shape"], eps: float, norm: str) -> Ball:
     return Ball(x, eps, norm, x.new_tensor(0.0), x.new_tensor(1.0))
 
 
-def box(x: Float[Tensor, "n *shape"], eps: float) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, "n *shape"]]:
+def box(x: Pixels, eps: float) -> tuple[Pixels, Pixels]:
     """Lowest and highest images within eps of x (Linf) and in [0, 1]: |bound - x| <= eps in real numbers."""
     radius = _floor(eps, x)
     lower, upper = x - radius, x + radius
@@ -102,7 +103,7 @@ def box(x: Float[Tensor, "n *shape"], eps: float) -> tuple[Float[Tensor, "n *sha
     return lower.clamp_(min=0), upper.clamp_(max=1)
 
 
-def unit(v: Float[Tensor, "n *shape"], norm: str) -> Float[Tensor, "n *shape"]:
+def unit(v: Pixels, norm: str) -> Pixels:
     """The steepest step of length one along each v: its sign for "linf", v / |v| for "l2"; 0 where v is 0 or NaN."""
     if norm == "linf":
         return v.sign()
@@ -111,24 +112,24 @@ def unit(v: Float[Tensor, "n *shape"], norm: str) -> Float[Tensor, "n *shape"]:
     return v / norms(v).clamp(min=1)
 
 
-def norms(delta: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *ones"]:
+def norms(delta: Pixels) -> Float[Tensor, "n *ones"]:
     """L2 norm of each image, shaped to multiply the batch."""
     return torch.linalg.vector_norm(delta, 2, within(delta), keepdim=True)
 
 
-def distance(z: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], norm: str) -> Float[Tensor, "n"]:
+def distance(z: Pixels, x: Pixels, norm: str) -> PerImage:
     """Distance of each z from its x, in double precision where the device has it."""
     order = torch.inf if norm == "linf" else 2
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     return torch.linalg.vector_norm(z.to(wide).sub(x), order, within(x))
 
 
-def within(v: Float[Tensor, "n *shape"]) -> tuple[int, ...]:
+def within(v: Pixels) -> tuple[int, ...]:
     """The dimensions inside an image, to reduce over; flattening them would copy what is channels-last."""
     return tuple(range(1, v.dim()))
 
 
-def spread(values: Shaped[Tensor, "n"], like: Float[Tensor, "n *shape"]) -> Shaped[Tensor, "n *ones"]:
+def spread(values: Shaped[Tensor, "n"], like: Pixels) -> Shaped[Tensor, "n *ones"]:
     """One value an image, shaped to meet the batch `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 

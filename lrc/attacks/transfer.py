@@ -3,25 +3,25 @@
 import operator
 from typing import Any
 
-from jaxtyping import Float, Int
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lrc.attacks.graphs import Residual, Wiring, fork, join, linear_relu, scale_gradient
 from lrc.attacks.pgd import mifgsm
 from lrc.utils.checks import check_network, check_number, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Pixels
 
 
 def linbp(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     start: int | str = 0,
     decay: float = 0.0,
     **options: Any,
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x for fooling *other* networks: iterative FGSM on `linear_backward(model, start=start)`.
 
     Args:
@@ -40,14 +40,14 @@ def linbp(
 
 def sgm(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, "n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float,
     gamma: float = 0.2,
     decay: float = 0.0,
     **options: Any,
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Images within eps of x for fooling *other* networks: iterative FGSM on `skip_gradient(model, gamma=gamma)`.
 
     Args:

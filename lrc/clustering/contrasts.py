@@ -12,6 +12,7 @@ from lrc.clustering.similarity import as_matrix, class_correlation
 from lrc.linearization import linear_map
 from lrc.utils.checks import check_generator, check_number, check_tensor, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Matrix
 
 __all__ = ["Groups", "contrast", "contrasts", "labels_of", "listed", "labels_within", "p_value", "random_contrasts"]
 
@@ -19,7 +20,7 @@ Groups = Sequence[Sequence[int]]
 """Class indices, each class in exactly one group."""
 
 
-def contrast(C: Float[Tensor, "classes classes"], groups: Groups, *, within: Groups | None = None) -> float:
+def contrast(C: Matrix, groups: Groups, *, within: Groups | None = None) -> float:
     """Mean of C over pairs of classes in one group, less its mean over pairs in two: in [-2, 2] for correlations.
 
     Args:
@@ -43,7 +44,7 @@ def contrast(C: Float[Tensor, "classes classes"], groups: Groups, *, within: Gro
 
 
 def contrasts(
-    C: Float[Tensor, "classes classes"], labels: Int[Tensor, "splits classes"], coarse: Int[Tensor, " classes"]
+    C: Matrix, labels: Int[Tensor, "splits classes"], coarse: Int[Tensor, " classes"]
 ) -> Float[Tensor, " splits"]:
     """The contrast of many splits of the same sizes, each given by the number of the group of each class.
 

@@ -15,6 +15,7 @@ from lrc.clustering.trees import off_diagonal
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.checks import check_flag, check_generator, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Matrix
 
 __all__ = ["LevelTest", "mantel_test", "permutation_tests"]
 
@@ -40,7 +41,7 @@ class LevelTest(PermutationTest):
 
 
 def permutation_tests(
-    C: Float[Tensor, "classes classes"],
+    C: Matrix,
     hierarchy: Hierarchy,
     *,
     conditional: bool = True,
@@ -106,7 +107,7 @@ def permutation_tests(
     )
 
 
-def _means(C: Float[Tensor, "classes classes"], units: Level) -> Float[Tensor, "units units"]:
+def _means(C: Matrix, units: Level) -> Float[Tensor, "units units"]:
     """Mean of C between any two units, over all pairs of a class of one and a class of the other."""
     member = F.one_hot(torch.tensor(units.of)).double()
     member /= member.sum(0)
@@ -120,7 +121,7 @@ def _grouped(level: Level, units: Level) -> list[list[int]]:
 
 
 def mantel_test(
-    C: Float[Tensor, "classes classes"],
+    C: Matrix,
     distance: Float[Tensor, "others others"],
     *,
     given: Float[Tensor, "third third"] | None = None,
@@ -174,9 +175,7 @@ def mantel_test(
     return placed(float(correlations(identity[None])), values, exact=exact, rounding=1e-12)
 
 
-def _residual(
-    ranks: Float[Tensor, "classes classes"], held: Float[Tensor, "classes classes"]
-) -> Float[Tensor, "classes classes"]:
+def _residual(ranks: Matrix, held: Matrix) -> Matrix:
     """What is left of ranks once those of `held` are taken out, of norm one again."""
     rest = ranks - (ranks * held).sum() * held
     if not (size := rest.norm()) > TINY**0.5:
@@ -184,7 +183,7 @@ def _residual(
     return rest / size
 
 
-def _ranks(matrix: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
+def _ranks(matrix: Matrix) -> Matrix:
     """Ranks off the diagonal, of mean zero and norm one; zeros on it. The product of two sums up to Spearman's rho."""
     from scipy.stats import rankdata  # here: slow to import
 

@@ -13,6 +13,7 @@ from lrc.clustering.contrasts import Groups, contrasts, labels_of, labels_within
 from lrc.clustering.similarity import BLOCK, as_matrix
 from lrc.utils.checks import check_generator, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Matrix
 
 __all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
 
@@ -43,7 +44,7 @@ class PermutationTest:
 
 
 def permutation_test(
-    C: Float[Tensor, "classes classes"],
+    C: Matrix,
     groups: Groups,
     *,
     within: Groups | None = None,

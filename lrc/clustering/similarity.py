@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrc.linearization import linear_map
 from lrc.utils.checks import check_flag, check_labels, check_matrix, check_rows
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Matrix
 
 __all__ = ["BLOCK", "as_matrix", "class_correlation", "effective_rank", "eigengap", "eigenvalues", "feature_distance"]
 
@@ -17,9 +18,7 @@ BLOCK = 2**22
 """Numbers worked on at once in this package, which bounds the memory: 32 MiB in float64."""
 
 
-def class_correlation(
-    W: Float[Tensor, " classes *input"] | nn.Module, *, centre: bool = False
-) -> Float[Tensor, "classes classes"]:
+def class_correlation(W: Float[Tensor, " classes *input"] | nn.Module, *, centre: bool = False) -> Matrix:
     """C: the cosine of the angle between the rows of W, one row a class, in [-1, 1] (Bai et al. 2021, sec. 3).
 
     It is computed in float64 (float32 on devices that have no float64) over one block of columns of W after another: so
@@ -54,9 +53,7 @@ def class_correlation(
     return C.clamp(-1, 1).to(rows.dtype).fill_diagonal_(1)
 
 
-def feature_distance(
-    logits: Float[Tensor, "images features"], labels: Int[Tensor, " images"]
-) -> Float[Tensor, "classes classes"]:
+def feature_distance(logits: Float[Tensor, "images features"], labels: Int[Tensor, " images"]) -> Matrix:
     """F: how far apart the class means of the logits are, each row relative to its largest entry, in [0, 1].
 
     F_ij is the mean squared difference between the means of classes i and j, divided by the largest of row i: so F is
@@ -91,7 +88,7 @@ def feature_distance(
     return distance / largest
 
 
-def eigenvalues(C: Float[Tensor, "classes classes"]) -> Float[Tensor, " classes"]:
+def eigenvalues(C: Matrix) -> Float[Tensor, " classes"]:
     """Eigenvalues of C from the largest down. They sum up to the number of classes.
 
     If g groups of classes are alike within and not between, g of them are large: the mean correlation within a group
@@ -109,7 +106,7 @@ def eigenvalues(C: Float[Tensor, "classes classes"]) -> Float[Tensor, " classes"
     return torch.linalg.eigvalsh(matrix).flip(0)
 
 
-def eigengap(C: Float[Tensor, "classes classes"]) -> int:
+def eigengap(C: Matrix) -> int:
     """How many eigenvalues of C stand before the largest gap between two in succession (von Luxburg 2007, sec. 8.3).
 
     That is the number of groups where they have nothing in common; and one fewer where the rows of W sum up to zero
@@ -154,7 +151,7 @@ def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False)
     return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
-def as_matrix(C: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
+def as_matrix(C: Matrix) -> Matrix:
     """C for statistics: in double precision, on the CPU.
 
     Raises:
@@ -164,7 +161,7 @@ def as_matrix(C: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes cla
     return C.detach().cpu().double()
 
 
-def _gram(rows: Tensor, scale: Tensor, centre: bool) -> Float[Tensor, "classes classes"]:
+def _gram(rows: Tensor, scale: Tensor, centre: bool) -> Matrix:
     """The products of the rows with each other, each divided by its scale first: no square over- or underflows."""
     return reduce(torch.add, ((block / scale) @ (block / scale).T for block in _blocks(rows, centre)))
 

@@ -12,6 +12,7 @@ from lrc.clustering.contrasts import Groups, labels_of, listed
 from lrc.clustering.similarity import BLOCK, as_matrix
 from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError, first_line
+from lrc.utils.tensors import Matrix
 
 __all__ = [
     "agreement",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-def tree(C: Float[Tensor, "classes classes"]) -> Float[np.ndarray, "merges 4"]:
+def tree(C: Matrix) -> Float[np.ndarray, "merges 4"]:
     """The classes merged step by step by average linkage on the distance 1 - C, as SciPy's linkage matrix.
 
     Args:
@@ -118,7 +119,7 @@ def _pairs(count: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return count * (count - 1) / 2
 
 
-def cophenetic(merges: Float[np.ndarray, "merges 4"]) -> Float[Tensor, "classes classes"]:
+def cophenetic(merges: Float[np.ndarray, "merges 4"]) -> Matrix:
     """The distance at which a tree joins each two classes.
 
     >>> cophenetic(tree(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]]))).round(decimals=6)
@@ -139,7 +140,7 @@ def _check(merges: Float[np.ndarray, "merges 4"]) -> int:
     return len(merges) + 1
 
 
-def cophenetic_correlation(merges: Float[np.ndarray, "merges 4"], distance: Float[Tensor, "classes classes"]) -> float:
+def cophenetic_correlation(merges: Float[np.ndarray, "merges 4"], distance: Matrix) -> float:
     """Pearson correlation, over all pairs of classes, of `cophenetic` with a distance (Sokal & Rohlf 1962).
 
     With 1 - C, of which the tree was made, it says how well a tree describes C at all; with the distance of a reference
@@ -163,7 +164,7 @@ def cophenetic_correlation(merges: Float[np.ndarray, "merges 4"], distance: Floa
     return float(torch.corrcoef(pairs)[0, 1])
 
 
-def triplet_agreement(distance: Float[Tensor, "classes classes"], reference: Float[Tensor, "others others"]) -> float:
+def triplet_agreement(distance: Matrix, reference: Float[Tensor, "others others"]) -> float:
     """The share of triplets of classes whose closest pair is that of the reference: in [0, 1], by chance 1/3.
 
     Only the order of distances counts, so it compares a hierarchy in levels with a tree in correlations. Triplets of
@@ -199,7 +200,7 @@ def triplet_agreement(distance: Float[Tensor, "classes classes"], reference: Flo
     return float(agreed / resolved)
 
 
-def _closest(matrix: Float[Tensor, "classes classes"], first: Int[Tensor, " m"]) -> Bool[Tensor, "3 m classes classes"]:
+def _closest(matrix: Matrix, first: Int[Tensor, " m"]) -> Bool[Tensor, "3 m classes classes"]:
     """Of classes i (in `first`), j and k, which of ij, ik and jk are closest."""
     rows = matrix[first]
     sides = torch.stack(torch.broadcast_tensors(rows[:, :, None], rows[:, None, :], matrix))
@@ -207,7 +208,7 @@ def _closest(matrix: Float[Tensor, "classes classes"], first: Int[Tensor, " m"])
 
 
 def off_diagonal(
-    first: Float[Tensor, "classes classes"], second: Float[Tensor, "others others"]
+    first: Matrix, second: Float[Tensor, "others others"]
 ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """The entries of both matrices for pairs of classes, each pair in both orders.
 

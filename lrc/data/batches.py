@@ -55,10 +55,7 @@ def batches(
 
 
 def _batches(
-    images: Images,
-    parts: list[slice],
-    order: Int64[Tensor, " n"] | None,
-    moves: Int64[Tensor, "3 n"] | None,
+    images: Images, parts: list[slice], order: Int64[Tensor, " n"] | None, moves: Int64[Tensor, "3 n"] | None
 ) -> Iterator[Batch]:
     read = images.read(part if order is None else order[part] for part in parts)
     for part, (x, y) in zip(parts, read, strict=True):

@@ -57,13 +57,7 @@ class Images:
 
     @classmethod
     def from_arrays(
-        cls,
-        x: Any,
-        y: Any,
-        classes: Sequence[str],
-        *,
-        hierarchy: Hierarchy | None = None,
-        channels: int = 3,
+        cls, x: Any, y: Any, classes: Sequence[str], *, hierarchy: Hierarchy | None = None, channels: int = 3
     ) -> "Images":
         """Images from arrays laid out (n, height, width, channels), as Pillow and NumPy have them.
 

@@ -22,6 +22,7 @@ from lrc.utils.checks import (
 )
 from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent, untouched
+from lrc.utils.tensors import Labels, Logits
 
 __all__ = ["Split", "accuracy", "confusions", "logits", "per_superclass", "predictions"]
 
@@ -36,7 +37,7 @@ def logits(
     attack: Attack | None = None,
     batch_size: int = 500,
     generator: Generator | None = None,
-) -> Float[Tensor, "n classes"]:
+) -> Logits:
     """Logits of all the images in their order, attacked first if an attack is given.
 
     Args:
@@ -89,7 +90,7 @@ def accuracy(
     return int((predictions(z).cpu() == images.y.cpu()).sum()) / len(images)
 
 
-def predictions(z: Float[Tensor, "n classes"]) -> Int64[Tensor, " n"]:
+def predictions(z: Logits) -> Int64[Tensor, " n"]:
     """The class of the largest logit; -1, no class, where some logit is not finite.
 
     >>> predictions(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
@@ -118,7 +119,7 @@ class Split:
         return self.right + self.within
 
 
-def confusions(predicted: Int[Tensor, " n"], y: Int[Tensor, " labels"], groups: Groups) -> Split:
+def confusions(predicted: Labels, y: Int[Tensor, " labels"], groups: Groups) -> Split:
     """How the answers of a classifier part into right, wrong within the superclass, and wrong across superclasses.
 
     Args:
@@ -178,7 +179,7 @@ def check_data(model: nn.Module, images: Images, *, batch_size: int, generator: 
     return check_whole("batch_size", batch_size, 1)
 
 
-def check_classes(z: Float[Tensor, "n classes"], images: Images) -> None:
+def check_classes(z: Logits, images: Images) -> None:
     """Refuses logits of other classes than the images'."""
     if z.shape[1] != len(images.classes):
         mend = "take images of its classes, or give it a head for these"

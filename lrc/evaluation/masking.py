@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import mifgsm, pgd, square
@@ -21,6 +21,7 @@ from lrc.evaluation.accuracy import check_data, device_of
 from lrc.evaluation.report import Flag, sign_test, wilson
 from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Logits, Mask, PerImage
 
 STEPS = 20
 QUERIES = 300  # of Square, for the images that PGD leaves: five times the work of PGD-20 on them
@@ -129,7 +130,7 @@ class ProbeSet:
         parts = zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
         return torch.cat([measure(x, y).cpu() for x, y in parts])
 
-    def fooled_by(self, attack: Attack, *, through: nn.Module | None = None) -> Bool[Tensor, " n"]:
+    def fooled_by(self, attack: Attack, *, through: nn.Module | None = None) -> Mask:
         """Which images the attack fools; its examples are made for another network, if one is given."""
 
         def judge(x: Tensor, y: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ def _gradients(probes: ProbeSet) -> Flag:
     )
 
 
-def _saturation(probes: ProbeSet, plain: Bool[Tensor, " n"], scaled: Bool[Tensor, " n"]) -> Flag:
+def _saturation(probes: ProbeSet, plain: Mask, scaled: Mask) -> Flag:
     def measure(x: Tensor, y: Tensor) -> Tensor:
         """Of each image: is the gradient of the cross-entropy zero where that of the margin is not? And its loss."""
         with attacked(probes.model, x, y) as (victim, x, y):
@@ -241,7 +242,7 @@ def _saturation(probes: ProbeSet, plain: Bool[Tensor, " n"], scaled: Bool[Tensor
     )
 
 
-def scaled_cross_entropy(logits: Float[Tensor, "n classes"], y: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+def scaled_cross_entropy(logits: Logits, y: Int64[Tensor, " n"]) -> PerImage:
     """Cross-entropy of logits whose range is brought down to 10 where it is larger."""
     spread = (logits.amax(1) - logits.amin(1)).detach()
     return cross_entropy(logits / (spread / RANGE).clamp(min=1)[:, None], y)
@@ -266,7 +267,7 @@ def _randomized(probes: ProbeSet) -> Flag:
     )
 
 
-def _black_box(probes: ProbeSet, white: Bool[Tensor, " n"], surrogate: nn.Module | None) -> Flag:
+def _black_box(probes: ProbeSet, white: Mask, surrogate: nn.Module | None) -> Flag:
     left = (~white).nonzero().squeeze(1)
     rest = probes.rows(left)
     found = rest.fooled_by(partial(square, eps=probes.eps, norm=probes.norm, queries=QUERIES))
@@ -301,7 +302,7 @@ def _unbounded(probes: ProbeSet) -> Flag:
     )
 
 
-def _effort(probes: ProbeSet, plain: Bool[Tensor, " n"]) -> Flag:
+def _effort(probes: ProbeSet, plain: Mask) -> Flag:
     few, more = [probes.fooled_by(probes.walk(steps=steps)) for steps in (1, 5)]
     wide, wider = [probes.fooled_by(probes.walk(steps=10, times=times)) for times in (2, 4)]
     pairs = [(few, more), (few, plain), (more, plain), (plain, wide), (plain, wider), (wide, wider)]
@@ -315,12 +316,12 @@ def _effort(probes: ProbeSet, plain: Bool[Tensor, " n"]) -> Flag:
     )
 
 
-def _often(signs: Bool[Tensor, " n"]) -> bool:
+def _often(signs: Mask) -> bool:
     """Whether more images show it than a few that chance could have put there."""
     return wilson(int(signs.sum()), len(signs))[0] > SHARE
 
 
-def _beats(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> bool:
+def _beats(first: Mask, second: Mask) -> bool:
     """Whether the first fools clearly more images than the second."""
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     return gained - lost >= GAIN * len(first) and sign_test(gained, lost) < SURE

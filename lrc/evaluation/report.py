@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Mask
 
 CLEAN, WORST = "clean", "worst case"
 FORMAT = 2
@@ -251,7 +252,7 @@ class Report:
             raise InputError(f"the report has no {name!r}; there are {', '.join(self.names)}")
         return torch.tensor(self.results[name].predictions, dtype=torch.long)
 
-    def right(self, name: str) -> Bool[Tensor, " n"]:
+    def right(self, name: str) -> Mask:
         """Whether each image is classified rightly."""
         return self.predictions(name) == self._labels
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -15,6 +15,7 @@ from lrc.training.objectives import named
 from lrc.training.objectives.objective import head_inputs
 from lrc.utils.errors import InputError
 from lrc.utils.networks import untouched
+from lrc.utils.tensors import Labels
 
 __all__ = ["logistic_regression", "with_new_head"]
 
@@ -96,7 +97,7 @@ def _replace_head(network: nn.Module, images: Images, *, l2: float) -> None:
 
 
 def logistic_regression(
-    features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, classes: int, l2: float = 1e-3, steps: int = 1000
+    features: Float[Tensor, "n d"], y: Labels, *, classes: int, l2: float = 1e-3, steps: int = 1000
 ) -> tuple[Float[Tensor, "classes d"], Float[Tensor, " classes"]]:
     """Weights and biases of the linear layer that minimize ``mean CE(V u + c, y) + l2 / 2 |V|^2``.
 

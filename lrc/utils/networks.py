@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Pixels
 
 __all__ = ["check_independent", "compiled", "modules", "preserved", "replaced", "untouched"]
 
@@ -132,7 +133,7 @@ def _added(module: nn.Module) -> list[Any]:
     return [value for name, value in vars(module).items() if name not in OWN]
 
 
-def check_independent(model: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
+def check_independent(model: nn.Module, x: Pixels) -> None:
     """Refuses a network whose answer to an image depends on the other images of the batch.
 
     Such are batch norm without running statistics, and norms over the batch: no image then has an answer, a local map

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import pgd
@@ -15,6 +14,7 @@ from lrc.training.objectives.objective import logits
 from lrc.utils.checks import check_images, check_whole, explained
 from lrc.utils.errors import InputError
 from lrc.utils.networks import untouched
+from lrc.utils.tensors import Labels, Logits, PerImage, Pixels
 from lrc.utils.typed import typed
 
 __all__ = ["gaussian_noise", "gradient_norm_attack", "local_linearity_attack", "trades_attack"]
@@ -25,13 +25,8 @@ Gradient = Callable[[Tensor], Tensor]
 
 @typed
 def gaussian_noise(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    *,
-    sigma: float = 0.25,
-    generator: Generator | None = None,
-) -> Float[Tensor, "n *shape"]:
+    model: nn.Module, x: Pixels, y: Labels, *, sigma: float = 0.25, generator: Generator | None = None
+) -> Pixels:
     """The images with Gaussian noise of standard deviation `sigma`, in units of a pixel, clipped to [0, 1]."""
     noise = normal(image_keys(x, generator), tuple(x.shape[1:]), draw=0).to(x.dtype)
     return (x + sigma * noise).clamp(0, 1)
@@ -40,8 +35,8 @@ def gaussian_noise(
 @typed
 def trades_attack(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
+    x: Pixels,
+    y: Labels,
     *,
     eps: float = 8 / 255,
     steps: int = 10,
@@ -49,7 +44,7 @@ def trades_attack(
     sigma: float = 0.001,
     loss: str = "ce",
     generator: Generator | None = None,
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """PGD examples (Linf) that start next to the image, at x + sigma N(0, 1), as TRADES and MART make theirs.
 
     Args:
@@ -73,14 +68,8 @@ def trades_attack(
 
 @typed
 def local_linearity_attack(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    *,
-    eps: float = 8 / 255,
-    steps: int = 2,
-    generator: Generator | None = None,
-) -> Float[Tensor, "n *shape"]:
+    model: nn.Module, x: Pixels, y: Labels, *, eps: float = 8 / 255, steps: int = 2, generator: Generator | None = None
+) -> Pixels:
     """Images within eps (Linf) where the loss l is least like its tangent: ``max |l(x') - l(x) - (x' - x) l'(x)|``.
 
     Signed gradient steps of 2.5 eps / steps from a random start; the authors take the same number by Adam.
@@ -103,14 +92,8 @@ def local_linearity_attack(
 
 @typed
 def gradient_norm_attack(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    *,
-    eps: float = 8 / 255,
-    steps: int = 2,
-    generator: Generator | None = None,
-) -> Float[Tensor, "n *shape"]:
+    model: nn.Module, x: Pixels, y: Labels, *, eps: float = 8 / 255, steps: int = 2, generator: Generator | None = None
+) -> Pixels:
     """Images within eps (Linf) where the gradient of the loss is long: ``max |l'(x')|_1``, by signed gradient steps.
 
     The steps are of 2.5 eps / steps, from a random start.
@@ -139,7 +122,7 @@ def _climb(
     eps: float,
     steps: int,
     generator: Generator | None,
-) -> Float[Tensor, "n *shape"]:
+) -> Pixels:
     """Signed gradient ascent from a random point of the ball."""
     check_whole("steps", steps, 1)
     with attacked(model, x, y, eps=eps) as (victim, images, labels):
@@ -155,7 +138,7 @@ def _divergence(model: nn.Module, x: Tensor) -> Callable[[Tensor, Tensor], Tenso
     with untouched(model), torch.no_grad():
         p = logits(model, x).softmax(1)
 
-    def divergence(z: Float[Tensor, "n classes"], _: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def divergence(z: Logits, _: Labels) -> PerImage:
         return -(p * z.log_softmax(1)).sum(1)
 
     return divergence

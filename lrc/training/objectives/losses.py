@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrc.attacks.losses import pick
@@ -11,6 +11,7 @@ from lrc.training.objectives.objective import head_inputs, logits, refuse_compil
 from lrc.training.objectives.regularizers import Groups, averaging_matrix, membership
 from lrc.utils.checks import check_labels, check_number, check_rows, explained
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Logits, PerImage, Pixels, Scalar
 from lrc.utils.typed import typed
 
 __all__ = [
@@ -30,14 +31,14 @@ __all__ = [
 @typed
 def cross_entropy(
     model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
+    x: Pixels,
+    y: Labels,
+    x_adv: Pixels,
     *,
     smoothing: float = 0.0,
     groups: Groups | None = None,
     temperature: float = 1.0,
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """``mean -log p_y(x_adv)``, with p = softmax(z / temperature).
 
     Args:
@@ -62,9 +63,7 @@ def cross_entropy(
     return F.cross_entropy(z, whole.lerp(averaging_matrix(membership(groups, z)), smoothing)[y])
 
 
-def behind_jpeg(
-    model: nn.Module, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], x_adv: Float[Tensor, "n *shape"]
-) -> Float[Tensor, ""]:
+def behind_jpeg(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels) -> Scalar:
     """Cross-entropy of a network that compresses its input itself.
 
     Raises:
@@ -76,14 +75,7 @@ def behind_jpeg(
 
 
 @typed
-def trades(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    beta: float = 6.0,
-) -> Float[Tensor, ""]:
+def trades(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, beta: float = 6.0) -> Scalar:
     """``CE(z(x), y) + beta mean KL(p(x) || p(x_adv))``; the gradient goes through both branches.
 
     The mean is over images alone (not over classes too), the two batches are run one after the other.
@@ -95,14 +87,7 @@ def trades(
 
 
 @typed
-def mart(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    beta: float = 5.0,
-) -> Float[Tensor, ""]:
+def mart(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, beta: float = 5.0) -> Scalar:
     """``mean [BCE(x_adv) + beta KL(p(x) || p(x_adv)) (1 - p_y(x))]``: it cares more for what is misclassified.
 
     ``BCE = -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv))``; the authors' 1.0001 keeps the logarithm finite.
@@ -118,14 +103,8 @@ def mart(
 
 @typed
 def distillation(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    teacher: nn.Module,
-    temperature: float = 20.0,
-) -> Float[Tensor, ""]:
+    model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, teacher: nn.Module, temperature: float = 20.0
+) -> Scalar:
     """``mean -sum_k t_k log softmax_k(z / T)``, with t = softmax(z_teacher / T): cross-entropy to soft labels.
 
     The teacher runs as it is, without gradient: hand it over in eval mode, trained at the same temperature
@@ -142,14 +121,8 @@ def distillation(
 
 @typed
 def local_linearity(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    weight: float = 4.0,
-    slope: float = 3.0,
-) -> Float[Tensor, ""]:
+    model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, weight: float = 4.0, slope: float = 3.0
+) -> Scalar:
     """``mean [l(x) + weight |l(x_adv) - l(x) - d l'(x)| + slope |d l'(x)|]``, l cross-entropy and d = x_adv - x.
 
     The examples are those where the loss is least like its tangent: `lrc.objectives.local_linearity_attack` makes them.
@@ -167,14 +140,7 @@ def local_linearity(
 
 
 @typed
-def local_flatness(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    weight: float = 8 / 255,
-) -> Float[Tensor, ""]:
+def local_flatness(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, weight: float = 8 / 255) -> Scalar:
     """``mean [l(x) + weight |l'(x_adv)|_1]``, l cross-entropy, at examples of `lrc.objectives.gradient_norm_attack`.
 
     The norm is the dual of Linf, so that with the weight eps the term is what an attack gains to first order; that
@@ -190,14 +156,7 @@ def local_flatness(
 
 
 @typed
-def suppressed(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    beta: float = 2.0,
-) -> Float[Tensor, ""]:
+def suppressed(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, beta: float = 2.0) -> Scalar:
     """``CE(z(x_adv), y) + beta mean_l CE(a_l(x_adv), y)``, a_l the logits of the l-th `lrc.models.layers.CAS` layer.
 
     Those layers weigh the channels by the true class here, by the class they take the image for elsewhere.
@@ -216,15 +175,7 @@ def suppressed(
 
 
 @typed
-def clustr(
-    model: nn.Module,
-    x: Float[Tensor, "n *shape"],
-    y: Int[Tensor, " n"],
-    x_adv: Float[Tensor, "n *shape"],
-    *,
-    gap: float = 1.0,
-    beta: float = 12.5,
-) -> Float[Tensor, ""]:
+def clustr(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels, *, gap: float = 1.0, beta: float = 12.5) -> Scalar:
     """``CE(z(x), y) + magnet(f(x), y) + beta mean KL(p(x) || p(x_adv))``, f being what the last linear layer sees.
 
     The authors keep several clusters of each class over the training set, predict by the nearest one, and begin with
@@ -247,7 +198,7 @@ def clustr(
 
 
 @typed
-def magnet(features: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, gap: float = 1.0) -> Float[Tensor, ""]:
+def magnet(features: Float[Tensor, "n d"], y: Labels, *, gap: float = 1.0) -> Scalar:
     """``mean max(0, gap + d_y / 2s + log sum_{k != y} exp(-d_k / 2s))``, d_k the squared distance from the centre of k.
 
     The centres are the means of the batch; s is the sum of the d_y divided by n - 1, or 1e-6 if that is more, as it is
@@ -277,7 +228,7 @@ def _gradient(model: nn.Module, values: Tensor, x: Tensor) -> Tensor:
         return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
 
 
-def divergence(z: Float[Tensor, "n classes"], z_other: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+def divergence(z: Logits, z_other: Logits) -> PerImage:
     """KL(softmax(z) || softmax(z_other)) of each image."""
     log_p, log_q = z.log_softmax(1), z_other.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lrc.attacks import fgsm, pgd
@@ -20,6 +20,7 @@ from lrc.training.objectives.inner_attacks import (
 from lrc.training.objectives.objective import Objective, adding, awp
 from lrc.training.objectives.regularizers import Groups
 from lrc.utils.errors import InputError
+from lrc.utils.tensors import Labels, Scalar
 from lrc.utils.typed import typed
 
 __all__ = ["METHODS", "adversarial", "clustered", "named", "standard"]
@@ -119,13 +120,7 @@ def _as_tuples(groups: Groups) -> Groups:
     return tuple(tuple(int(k) for k in group) for group in groups)
 
 
-def standard(
-    model: nn.Module,
-    x: Float[Tensor, "n c h w"],
-    y: Int[Tensor, " n"],
-    *,
-    generator: Generator | None = None,
-) -> Float[Tensor, ""]:
+def standard(model: nn.Module, x: Float[Tensor, "n c h w"], y: Labels, *, generator: Generator | None = None) -> Scalar:
     """Cross-entropy on the images as they are: `named("standard")`."""
     return named("standard")(model, x, y, generator=generator)
 
@@ -133,13 +128,13 @@ def standard(
 def adversarial(
     model: nn.Module,
     x: Float[Tensor, "n c h w"],
-    y: Int[Tensor, " n"],
+    y: Labels,
     *,
     eps: float = EPS,
     steps: int = 10,
     step: float | None = 0.007,
     generator: Generator | None = None,
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Cross-entropy on PGD examples of the images, made in eval mode: ``min_w max_{|d| <= eps} CE(f_w(x + d), y)``.
 
     Args:

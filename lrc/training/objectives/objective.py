@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lrc.utils.checks import (
@@ -22,6 +22,7 @@ from lrc.utils.checks import (
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import preserved, replaced
+from lrc.utils.tensors import Labels, Logits, Pixels, Scalar
 from lrc.utils.typed import typed
 
 __all__ = ["InnerAttack", "Loss", "Objective", "TermInputs", "Term", "adding", "awp", "logits"]
@@ -43,10 +44,10 @@ class TermInputs:
         generator: of a term's random numbers.
     """
 
-    x: Float[Tensor, "n *shape"]
-    y: Int[Tensor, " n"]
-    x_adv: Float[Tensor, "n *shape"]
-    z_adv: Float[Tensor, "n classes"]
+    x: Pixels
+    y: Labels
+    x_adv: Pixels
+    z_adv: Logits
     generator: Generator | None = None
 
 
@@ -76,14 +77,7 @@ class Objective:
     terms: tuple[tuple[float, Term], ...] = ()
     gamma: float = 0.0
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *shape"],
-        y: Int[Tensor, " n"],
-        *,
-        generator: Generator | None = None,
-    ) -> Float[Tensor, ""]:
+    def __call__(self, model: nn.Module, x: Pixels, y: Labels, *, generator: Generator | None = None) -> Scalar:
         """The loss of a batch, images in [0, 1]; the generator is of the attack's and the terms' random numbers.
 
         Raises:
@@ -103,9 +97,7 @@ class Objective:
         with replaced(model, worse):
             return self._value(model, x, y, x_adv, generator)
 
-    def _value(
-        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None
-    ) -> Float[Tensor, ""]:
+    def _value(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, generator: Generator | None) -> Scalar:
         if not self.terms:
             return self.loss(model, x, y, x_adv)
         recording = _Recording(model)
@@ -146,7 +138,7 @@ def awp(objective: Objective, *, gamma: float) -> Objective:
     return replace(objective, gamma=gamma)
 
 
-def logits(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+def logits(model: nn.Module, x: Pixels) -> Logits:
     """The logits in at least float32: a loss of half-precision logits, as under autocast, would be coarse."""
     with explained(model, x):
         z = model(x)
@@ -195,13 +187,13 @@ class _Recording(nn.Module):
         self.model = model
         self.captured: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Pixels) -> Logits:
         z = self.model(x)
         self.captured.append((x, z))
         return z
 
 
-def _worse_weights(model: nn.Module, value: Float[Tensor, ""], gamma: float) -> dict[int, Tensor]:
+def _worse_weights(model: nn.Module, value: Scalar, gamma: float) -> dict[int, Tensor]:
     """The weights of more than one dimension after the step up the loss, by the `id` of the parameter."""
     weights = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
     steps = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)

@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from lrc.attacks import fgsm, pgd
 from lrc.training.objectives.objective import logits
 from lrc.utils.checks import check_images, check_labels, check_network
 from lrc.utils.networks import untouched
+from lrc.utils.tensors import Labels, Pixels
 from lrc.utils.typed import typed
 
 __all__ = ["collapsed", "watch_collapse"]
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 @typed
 def watch_collapse(
-    x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], *, eps: float = 8 / 255, steps: int = 10, seed: int = 0
+    x: Pixels, y: Labels, *, eps: float = 8 / 255, steps: int = 10, seed: int = 0
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function of the model: its accuracies on x under FGSM from a random start and under PGD, as "fgsm" and "pgd".
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.rng import image_keys, normal
@@ -18,6 +18,7 @@ from lrc.training.objectives.objective import TermInputs, head_inputs, logits, w
 from lrc.utils.checks import check_rows, check_whole, explained
 from lrc.utils.errors import InputError
 from lrc.utils.networks import preserved
+from lrc.utils.tensors import Labels, Logits, Pixels, Scalar
 from lrc.utils.typed import typed
 
 __all__ = [
@@ -36,12 +37,12 @@ __all__ = [
 Groups = Sequence[Sequence[int]]
 
 
-def clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups, reduction: str = "sum") -> Float[Tensor, ""]:
+def clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups, reduction: str = "sum") -> Scalar:
     """`clustering_term` of the logits that the loss had of the examples; the network is not run again."""
     return clustering_term(inputs.z_adv, groups, reduction=reduction)
 
 
-def clustering_term(z: Float[Tensor, "n classes"], groups: Groups, *, reduction: str = "sum") -> Float[Tensor, ""]:
+def clustering_term(z: Logits, groups: Groups, *, reduction: str = "sum") -> Scalar:
     """How far the logits of a superclass' classes are from their mean: ``(z_j - mean_{k in g} z_k)^2``, batch mean.
 
     Args:
@@ -69,7 +70,7 @@ def clustering_term(z: Float[Tensor, "n classes"], groups: Groups, *, reduction:
         return ((z - z @ averaging_matrix(members)).square().mean(0) * (each * members).sum(0)).sum()
 
 
-def logit_penalty(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
+def logit_penalty(model: nn.Module, inputs: TermInputs) -> Scalar:
     """``0.1 sum_j z_j^2``, batch mean, of the logits that the loss had of the examples: they are made small.
 
     It is `clustering` without the mean of the superclass: a control that shrinks the logits and knows no superclass.
@@ -80,7 +81,7 @@ def logit_penalty(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
     return 0.1 * inputs.z_adv.square().sum(1).mean()
 
 
-def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> Float[Tensor, ""]:
+def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> Scalar:
     """How far the rows of the linear map are from the mean of their superclass: ``mean_g mean_{j in g} |r_j - r_g|^2``.
 
     The rows r are those of W, centred over the classes and scaled to length one (a shift of all rows changes no
@@ -103,7 +104,7 @@ def row_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> F
 
 
 @typed
-def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> Float[Tensor, ""]:
+def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> Scalar:
     """``mean |J(x)|_F^2 / 2``, J = dz/dx, estimated without bias from random directions v in the space of logits.
 
     ``|J|_F^2 = classes E |v J|^2`` for v uniform on the unit sphere. It costs a forward pass, which leaves the running
@@ -132,7 +133,7 @@ def jacobian(model: nn.Module, inputs: TermInputs, *, projections: int = 1) -> F
     return z.shape[1] * total / (2 * len(x) * projections)
 
 
-def feature_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> Float[Tensor, ""]:
+def feature_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) -> Scalar:
     """Share of the scatter of the class means that lies within superclasses, in features of the examples.
 
     ``sum_g sum_{k in g} |mu_k - mu_g|^2 / sum_k |mu_k - mu|^2``, with mu_k the mean in the batch of what the last
@@ -155,9 +156,7 @@ def feature_clustering(model: nn.Module, inputs: TermInputs, *, groups: Groups) 
     return _scatter_within(wide(captured[-1]), inputs.y, members)
 
 
-def _scatter_within(
-    features: Float[Tensor, "n d"], y: Int[Tensor, " n"], members: Float[Tensor, "groups classes"]
-) -> Float[Tensor, ""]:
+def _scatter_within(features: Float[Tensor, "n d"], y: Labels, members: Float[Tensor, "groups classes"]) -> Scalar:
     """`feature_clustering` of features. Absent classes get weight 0, so that no shape depends on the batch."""
     own = F.one_hot(y, members.shape[1]).to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
@@ -171,7 +170,7 @@ def _scatter_within(
 
 
 @typed
-def orthogonality(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Float[Tensor, ""]:
+def orthogonality(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Scalar:
     """SRIP: ``sum_l sigma(W^T W - I)``, the largest absolute eigenvalue, by power iteration from a random vector.
 
     Where W has fewer rows than columns it is W W^T, as W^T W then has eigenvalues 0 whatever W is. The vector of the
@@ -187,7 +186,7 @@ def orthogonality(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) 
     return _sum(_eigenvalue(tall(W), inputs, iterations) for W in matrices(model))
 
 
-def soft_orthogonality(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
+def soft_orthogonality(model: nn.Module, inputs: TermInputs) -> Scalar:
     """``sum_l |W^T W - I|_F^2``, or of W W^T where W has fewer rows than columns.
 
     Source: Bansal, Chen & Wang (2018), section 3.
@@ -195,7 +194,7 @@ def soft_orthogonality(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""
     return _sum(_distance(tall(W)) for W in matrices(model))
 
 
-def parseval(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
+def parseval(model: nn.Module, inputs: TermInputs) -> Scalar:
     """``sum_l |k W^T W - I|_F^2 / 4k``, or of W W^T: a step down it is the retraction to Parseval tight frames.
 
     k is the number of positions of a convolution's kernel (1 for a linear layer): a convolution meets each pixel k
@@ -209,7 +208,7 @@ def parseval(model: nn.Module, inputs: TermInputs) -> Float[Tensor, ""]:
 
 
 @typed
-def spectral_norm(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Float[Tensor, ""]:
+def spectral_norm(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) -> Scalar:
     """``sum_l sigma(W)^2 / 2``, sigma the largest singular value, by power iteration as in `orthogonality`.
 
     Source: Yoshida & Miyato, *Spectral norm regularization for improving the generalizability of deep learning* (2017).
@@ -271,13 +270,13 @@ def _sum(values: Iterator[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum()
 
 
-def aside(model: nn.Module, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+def aside(model: nn.Module, x: Pixels) -> Logits:
     """The logits of x, in the model's mode, with the running statistics left alone."""
     with preserved(model):
         return logits(model, x)
 
 
-def membership(groups: Groups, z: Float[Tensor, "n classes"]) -> Float[Tensor, "groups classes"]:
+def membership(groups: Groups, z: Logits) -> Float[Tensor, "groups classes"]:
     """1 where the class stands in the group, in the type and on the device of the logits z.
 
     Raises:
