@@ -30,6 +30,7 @@ from lrc.utils.errors import InputError
 from lrc.utils.files import locked
 
 __all__ = [
+    "at_once",
     "figures",
     "fit",
     "linear_part",
@@ -260,6 +261,11 @@ def _contrasts(model: nn.Module, images: Images, groups: list[list[int]]) -> dic
     except InputError:
         return {}
     return {f"contrast_{kind}": contrast(part[f"C_{kind}"], groups) for kind in ("raw", "centred")}
+
+
+def at_once() -> int:
+    """Images of CIFAR's size that attacks take at a time: on an accelerator so many that kernels start cheaply."""
+    return 250 if device().type == "cpu" else 2500
 
 
 def versions() -> dict[str, str]:

@@ -173,7 +173,8 @@ def make(
         test = test.subset(min(images, len(test)))
         report = evaluate(
             network, test.subset(min(judged, len(test))), attacks="autoattack", eps=wanted.radius,
-            generator=Generator().manual_seed(0), out=place / "evaluation", progress=progress,
+            batch_size=fitting.at_once(), generator=Generator().manual_seed(0), out=place / "evaluation",
+            progress=progress,
         )  # fmt: skip
     record = {
         "sha256": store.sha256(place / WEIGHTS_FILE),
