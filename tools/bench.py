@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def finished(function: Callable[[], object]) -> object:
 
 
 def versions() -> dict[str, str]:
-    packages = ("torch", "torchattacks", "pyautoattack")
+    packages = filter(find_spec, ("torch", "torchattacks", "pyautoattack"))
     return {p: version(p).partition("+")[0] for p in packages} | {"threads": str(torch.get_num_threads())}
 
 
