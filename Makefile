@@ -5,7 +5,7 @@ PROFILE ?= quick
 JOBS    ?= 2
 
 # The most important first.
-RUNS  := $(addprefix cifar10-resnet18-,standard at at-clustering trades mart at-awp)
+RUNS  := $(addprefix cifar10-resnet18-,brief-fast brief-at brief-standard standard at at-clustering trades mart at-awp)
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -72,9 +72,9 @@ zoo: $(READY)  ## train the shipped networks again (hours on a CPU)
 	$(BIN)/lrc zoo make
 	$(BIN)/python tools/figure.py
 
-runs: $(READY)  ## train ResNet-18 by the paper's recipe and record it (hours on a GPU; what was broken off goes on)
+runs: $(READY)  ## train ResNet-18 and record it: briefly, then by the paper's recipe (hours on a GPU; what was broken off goes on)
 	$(BIN)/lrc zoo make $(RUNS)
-	$(BIN)/lrc study resnet18-subpopulations resnet18-boosting
+	$(BIN)/lrc study paper-size resnet18-subpopulations resnet18-boosting
 
 studies: $(READY)  ## train, measure and record what is missing of the tables of chapters 9 and 10 (hours on a CPU)
 	$(BIN)/lrc study subpopulations boosting
