@@ -9,6 +9,9 @@ does not depend on its neighbours in the batch, save for the last bits of the ne
 and no global generator is touched (`lrc.attacks.rng`). NaN or infinite logits count as fooled, and are reported by a
 `RuntimeWarning`. Images are float32 or float64; under `torch.autocast` the network runs in half precision, the attack
 does not.
+
+Arguments of one name mean the same in all of them: `lrc.attacks.pgd` says what. To be called alike, those that draw
+nothing take a `generator` all the same, and those that need no gradient a `precision`.
 """
 
 from lrc.attacks.apgd import apgd

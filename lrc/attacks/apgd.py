@@ -40,7 +40,7 @@ def apgd(
     half the step. An image that is misclassified as it is comes back unchanged.
 
     Args:
-        model, x, y, eps, norm: as in `lrc.attacks.pgd`.
+        model, x, y, eps, norm, generator: as in `lrc.attacks.pgd`.
         steps: gradient steps in each run.
         loss: "ce" (APGD-CE), "dlr" (APGD-DLR), "margin", or a function (logits, y) -> (n,).
         targets: number of targeted runs, toward the likeliest wrong classes in turn, or toward all there are if
@@ -48,18 +48,14 @@ def apgd(
         restarts: how often all runs are repeated from other random starts.
         until_fooled: an image's search ends as soon as it is misclassified, whatever the run. Otherwise all runs are
             made to their end.
-        generator: of the random starts, each image's of its own (`lrc.attacks.rng`).
         precision: as in `lrc.attacks.pgd`; the losses by which steps are halved and points kept stay float32.
 
     Returns:
         For each image the first point found that fools the model, if it may stop there. Else each run's point of
-        largest loss, and of these the one where a wrong class leads by most. In the ball and in [0, 1] to the last bit.
+        largest loss, and of these the one where a wrong class leads by most.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`, or steps < 1.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks* (2020), algorithm 1 and sections 3 and 4.

@@ -40,15 +40,13 @@ def cw(
     search. An image's run ends early when its objective stands still.
 
     Args:
-        model, x, y, target: as in `lrc.attacks.pgd`.
+        model, x, y, target, precision: as in `lrc.attacks.pgd`; objective and logits stay float32.
         eps: radius, in L2; the image found is moved into the ball where it lies outside. None: the nearest found.
         steps: of Adam, in each run (10,000 in the paper).
         rate: learning rate of Adam.
         searches: values of c that are tried for an image.
         c: the first of them.
         confidence: lead, in logits, that the wrong class is to have (kappa of the paper).
-        generator: taken so that all attacks are called alike; nothing here is random.
-        precision: as in `lrc.attacks.pgd`; objective and logits stay float32.
 
     Returns:
         The nearest image found that fools the model (in a targeted attack: is taken for the target) by the confidence;
@@ -56,9 +54,6 @@ def cw(
 
     Raises:
         InputError: as in `lrc.attacks.pgd`; steps or searches < 1, c or rate <= 0, or a negative confidence.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Carlini & Wagner, *Towards evaluating the robustness of neural networks* (2017), sections V and VI.
     """

@@ -42,25 +42,19 @@ def nes(
     u (l(x + sigma u) - l(x - sigma u)) / (2 sigma) over standard normal u. Points asked for are cut to [0, 1].
 
     Args:
-        model, x, y, eps, norm, loss: as in `lrc.attacks.pgd`.
+        model, x, y, eps, norm, loss, generator: as in `lrc.attacks.pgd`.
         queries: most logits asked for an image; each step takes `samples` + 1 of them.
         samples: points from which each gradient is estimated; even, as they come in pairs.
         sigma: width of the Gaussian, in units of a pixel.
         step: length of one step, in the units of eps; eps / 10 by default.
         momentum: weight of the former estimates: g <- momentum g + (1 - momentum) estimate.
-        generator: of the points, each image's of its own (`lrc.attacks.rng`).
-        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
-        For each image the first iterate that fools the model, else the last; x itself where it is misclassified as it
-        is. In the ball and in [0, 1] to the last bit.
+        For each image the first iterate that fools the model, else the last; x itself where it is misclassified.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`; samples not even and positive, queries too few for one step, sigma <= 0, or
             a momentum outside [0, 1).
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Ilyas et al., *Black-box adversarial attacks with limited queries and information* (2018), algorithm 1.
     """
@@ -103,23 +97,18 @@ def nattack(
     above the mean, in standard deviations.
 
     Args:
-        model, x, y, eps, norm: as in `lrc.attacks.pgd`.
+        model, x, y, eps, norm, generator: as in `lrc.attacks.pgd`.
         queries: most logits asked for an image.
         samples: points asked for at each step, at least 2.
         sigma: width of the Gaussian, before the tanh.
         rate: of the steps of the mean.
-        generator: of the samples, each image's of its own (`lrc.attacks.rng`).
-        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
         For each image the first sample that fools the model; where none did, the image at the last mean, or x itself
-        where it is misclassified as it is. In the ball and in [0, 1] to the last bit.
+        where it is misclassified as it is.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`; samples < 2, queries too few for one step, or sigma or rate <= 0.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Li et al., *NATTACK: learning the distributions of adversarial examples for an improved black-box attack on
     deep neural networks* (2019), algorithm 1.

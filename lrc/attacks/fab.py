@@ -38,25 +38,21 @@ def fab(
     a small weight, from the original; a point found beyond the boundary is drawn back toward the original.
 
     Args:
-        model, x, y, norm: as in `lrc.attacks.pgd`.
+        model, x, y, norm, generator: as in `lrc.attacks.pgd`.
         eps: radius, in units of a pixel; an image's search ends when it is fooled within it. None: the nearest found.
         steps: in each run.
         targets: number of runs, each toward the boundary with one of the likeliest wrong classes (all there are if
             fewer); AutoAttack has 9. 0: one run, at each step toward the class whose boundary is nearest, which takes a
             backward pass for each class.
         restarts: how often all runs are repeated, after the first time from a random point.
-        generator: of these random points, each image's of its own (`lrc.attacks.rng`).
         precision: as in `lrc.attacks.pgd`; the logits that say how far a boundary is stay float32.
 
     Returns:
         Without eps, the nearest misclassified image found, or x itself where none was (or x is misclassified).
-        With eps, that image, moved into the ball where it lies outside: in the ball and in [0, 1] to the last bit.
+        With eps, that image, moved into the ball where it lies outside.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`, or steps < 1.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Croce & Hein, *Minimally distorted adversarial examples with a fast adaptive boundary attack* (2020),
     algorithm 1; targeted runs: Croce & Hein, *Reliable evaluation ...* (2020), section 5.

@@ -165,7 +165,7 @@ def mifgsm(
     The steps go along g, where ``g <- decay g + gradient / |gradient|_1`` before each.
 
     Args:
-        model, x, y, eps, norm, loss, target, precision: as in `lrc.attacks.pgd`.
+        model, x, y, eps, norm, loss, target, precision: as in `pgd`.
         steps: number of steps, from x.
         step: length of one, in the units of eps; eps / steps by default.
         decay: mu of the paper; 1 is MI-FGSM, 0 is iterative FGSM.
@@ -175,14 +175,11 @@ def mifgsm(
         generator: of these copies, each image's of its own (`lrc.attacks.rng`).
 
     Returns:
-        The last iterate, in the ball and in [0, 1] to the last bit.
+        The last iterate.
 
     Raises:
-        InputError: as in `lrc.attacks.pgd`; steps < 0, a diversity outside [0, 1], a `smallest` outside (0, 1], or a
-            diversity where x are not images.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits.
+        InputError: as in `pgd`; a diversity outside [0, 1], a `smallest` outside (0, 1], or a diversity where x are not
+            images.
 
     Source: Dong et al., *Boosting adversarial attacks with momentum* (2018), algorithm 1; Xie et al., *Improving
     transferability of adversarial examples with input diversity* (2019), section 3.2, here with sizes that need not be

@@ -38,23 +38,18 @@ def square(
     starts from a grid of tiles; a trial moves the budget of one square to another. No gradient is used.
 
     Args:
-        model, x, y, eps, norm: as in `lrc.attacks.pgd`; x are images (n, c, h, w).
+        model, x, y, eps, norm, generator: as in `lrc.attacks.pgd`; x are images (n, c, h, w).
         queries: most logits asked for an image, the start included (the image itself is asked once more, before).
         share: of the pixels that the first squares cover (p of the paper), in (0, 1]; see `side`.
         horizon: number of queries over which the squares shrink to the smallest; `queries` by default. AutoAttack stops
             after 5,000 of 10,000.
-        generator: of all random choices, each image's of its own (`lrc.attacks.rng`).
-        precision: taken so that all attacks are called alike; logits stay float32.
 
     Returns:
         For each image the first point found that fools the model, else that of the largest margin; x itself where
-        it is misclassified as it is. In the ball and in [0, 1] to the last bit.
+        it is misclassified as it is.
 
     Raises:
         InputError: as in `lrc.attacks.pgd`; queries < 1, a share outside (0, 1], or x that are not images.
-
-    Warns:
-        RuntimeWarning: the network gave NaN or infinite logits; these count as fooled.
 
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*
     (2020), algorithms 1 to 3.
