@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lrc.attacks.losses import LOSSES, Loss, fooled, loss_function, margin
+from lrc.attacks.losses import Loss, fooled
 from lrc.attacks.precision import HALF, HalfBackward, check_precision
-from lrc.attacks.threat_model import box, norms
 from lrc.linearization.folding import Folding, folding
 from lrc.utils.checks import (
     check_images,
@@ -26,24 +25,6 @@ from lrc.utils.checks import (
 from lrc.utils.errors import InputError
 from lrc.utils.networks import compiled, modules, untouched
 from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage, Pixels
-
-__all__ = [
-    "LOSSES",
-    "Loss",
-    "Rows",
-    "Victim",
-    "ascent",
-    "attacked",
-    "box",
-    "check",
-    "input_gradient",
-    "laid_out_like",
-    "pulled_back",
-    "step_length",
-    "loss_function",
-    "margin",
-    "norms",
-]
 
 
 class Victim(nn.Module):

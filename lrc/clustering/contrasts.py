@@ -14,8 +14,6 @@ from lrc.utils.checks import check_generator, check_number, check_tensor, check_
 from lrc.utils.errors import InputError
 from lrc.utils.tensors import Matrix
 
-__all__ = ["Groups", "contrast", "contrasts", "labels_of", "listed", "labels_within", "p_value", "random_contrasts"]
-
 Groups = Sequence[Sequence[int]]
 """Class indices, each class in exactly one group."""
 

@@ -17,8 +17,6 @@ from lrc.utils.checks import check_flag, check_generator, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.tensors import Matrix
 
-__all__ = ["LevelTest", "mantel_test", "permutation_tests"]
-
 TINY = 1e-12
 """A share of squared rank correlation that is rounding."""
 

@@ -12,8 +12,6 @@ from torch import Generator, Tensor
 from lrc.utils.checks import MISTAKES, check_generator, check_number, check_tensor, check_whole, first_line
 from lrc.utils.errors import InputError
 
-__all__ = ["Interval", "bootstrap", "t_interval"]
-
 FEWEST = 8
 """Below so many samples a bootstrap interval is far too narrow.
 

@@ -15,8 +15,6 @@ from lrc.utils.checks import check_generator, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.tensors import Matrix
 
-__all__ = ["EXACT_LIMIT", "PermutationTest", "holm", "permutation_test", "placed", "random_splits"]
-
 EXACT_LIMIT = 20_000
 """Up to so many splits, all are tried."""
 LEVELS = (0.05, 0.5, 0.95)

@@ -12,8 +12,6 @@ from lrc.utils.checks import check_flag, check_labels, check_matrix, check_rows
 from lrc.utils.errors import InputError
 from lrc.utils.tensors import Matrix
 
-__all__ = ["BLOCK", "as_matrix", "class_correlation", "effective_rank", "eigengap", "eigenvalues", "feature_distance"]
-
 BLOCK = 2**22
 """Numbers worked on at once in this package, which bounds the memory: 32 MiB in float64."""
 

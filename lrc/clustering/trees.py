@@ -14,16 +14,6 @@ from lrc.utils.checks import check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.tensors import Matrix
 
-__all__ = [
-    "agreement",
-    "agreements",
-    "cophenetic",
-    "cophenetic_correlation",
-    "cut",
-    "tree",
-    "triplet_agreement",
-]
-
 
 def tree(C: Matrix) -> Float[np.ndarray, "merges 4"]:
     """The classes merged step by step by average linkage on the distance 1 - C, as SciPy's linkage matrix.

@@ -10,8 +10,6 @@ from lrc.data.images import Images, check_set, to_float
 from lrc.utils.checks import check_generator, check_whole
 from lrc.utils.errors import InputError
 
-__all__ = ["Batch", "batches", "crop_flip"]
-
 PADDING = 4  # pixels of zeros around an image before it is cropped: the usual recipe for CIFAR
 
 Batch = tuple[Float[Tensor, "b channels height width"], Int64[Tensor, " b"]]

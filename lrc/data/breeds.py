@@ -10,8 +10,6 @@ from lrc.data.folders import Folder, check_side, of_files, samples_in
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
-__all__ = ["BREEDS", "breeds"]
-
 TABLE = Path(__file__).with_name("breeds.toml")
 PAPER = "Santurkar, Tsipras & Madry, BREEDS: Benchmarks for subpopulation shift, ICLR 2021, arXiv:2008.04859"
 

@@ -12,8 +12,6 @@ from lrc.data.images import Images, check_set
 from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
-__all__ = ["COLOURS", "class_means", "recoloured"]
-
 COLOURS = ("grey", "centred", "scrambled", "equalised")
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in the brightness that the eye sees: ITU-R BT.601
 CHUNK = 2000  # images at a time, which bounds the memory

@@ -13,8 +13,6 @@ from lrc.utils.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["colour", "opened", "upright"]
-
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 RANGELESS = {"I": "32-bit integers", "F": "floating-point numbers"}
 GREY = ("1", "L", "LA", *DEEP, *RANGELESS)

@@ -22,8 +22,6 @@ from lrc.utils.errors import InputError
 from lrc.utils.files import sha256
 from lrc.utils.hashes import digest
 
-__all__ = ["Folder", "folder"]
-
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TESTS = ("test", "val", "valid", "validation")  # the first that there is
 PARTS = ("train", *TESTS)

@@ -15,8 +15,6 @@ from lrc.data.folders import check_side, of_files
 from lrc.data.images import Images
 from lrc.utils.errors import InputError
 
-__all__ = ["as_images", "grey", "is_stored", "stored"]
-
 IMAGE, LABEL = ("image", "img", "x", "images", "pixel_values"), ("label", "labels", "y", "fine_label", "target")
 Count = Callable[[Images], int]
 

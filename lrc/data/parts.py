@@ -12,8 +12,6 @@ from lrc.data.images import Images, check_set
 from lrc.hierarchy import Hierarchy
 from lrc.utils.errors import InputError
 
-__all__ = ["OFFICIAL", "as_superclasses", "cifar20", "subpopulations"]
-
 OFFICIAL = ("fish", "flowers", "household_electrical_devices", "people")
 """The superclasses of the paper's split of CIFAR-100: numbers 1, 2, 5 and 14."""
 

@@ -19,8 +19,6 @@ from lrc.data.images import Images
 from lrc.hierarchy import Hierarchy, Level
 from lrc.utils.errors import InputError
 
-__all__ = ["SHAPES", "shapes"]
-
 SIZES = {"train": 4800, "validation": 800, "test": 1600}  # images a split by default: multiples of the 16 classes
 WORDS = {"split": tuple(SIZES), "cues": ("robust", "thin"), "palette": ("superclass", "kind", "none")}
 CHUNK = 256  # images drawn at once: small enough for the cache, the same for every n so that a smaller n is a prefix

@@ -18,8 +18,6 @@ from lrc.data.stl10 import stl10
 from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 
-__all__ = ["SOURCES", "labelled", "named"]
-
 
 def _cifar20(split: str, *, part: str = "source", **options: Any) -> Images:
     return cifar20(part, split, **options)

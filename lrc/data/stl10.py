@@ -13,8 +13,6 @@ from lrc.hierarchy import CIFAR10, STL10
 from lrc.utils.errors import InputError
 from lrc.utils.files import sha256
 
-__all__ = ["stl10"]
-
 SIDE = 96
 FOLDER = "stl10_binary"
 

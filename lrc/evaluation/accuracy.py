@@ -24,8 +24,6 @@ from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent, untouched
 from lrc.utils.tensors import Labels, Logits
 
-__all__ = ["Split", "accuracy", "confusions", "logits", "per_superclass", "predictions"]
-
 Attack = Callable[..., Tensor]
 """`attack(model, x, y, *, generator) -> x_adv`: one of `lrc.attacks`, its options fixed by `functools.partial`."""
 

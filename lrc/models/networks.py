@@ -16,20 +16,6 @@ from lrc.utils.checks import check_choice
 from lrc.utils.errors import InputError
 from lrc.utils.typed import typed
 
-__all__ = [
-    "AlexNet",
-    "DenseNet",
-    "Normalize",
-    "ResNet",
-    "VGG",
-    "alexnet",
-    "build",
-    "densenet12",
-    "resnet8",
-    "resnet18",
-    "vgg6",
-]
-
 
 class Normalize(nn.Module):
     """(x - mean) / std by channel, inside the network, so that users, attacks and eps only ever see [0, 1]."""

@@ -10,8 +10,6 @@ from lrc.clustering.contrasts import Groups, labels_of, listed
 from lrc.utils.checks import check_choice, check_network
 from lrc.utils.errors import InputError
 
-__all__ = ["Superclasses"]
-
 WAYS = ("max", "sum")
 
 

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Weights", "copied", "update", "using"]
-
 Weights = dict[str, Tensor]
 """All that a network remembers, by the names of its `state_dict`: parameters and buffers."""
 

@@ -21,8 +21,6 @@ from lrc.utils.files import read_bytes, write_bytes, write_lines
 from lrc.utils.hashes import digest, fingerprint, probe_answers, same_answers
 from lrc.utils.runs import differences, same_run
 
-__all__ = ["LAST", "PREVIOUS", "Record", "State", "contents", "of_data", "of_network", "restore", "resume", "save"]
-
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NEXT = "next.pt"  # written, but not yet in its place
 

@@ -21,8 +21,6 @@ from lrc.data import Images
 from lrc.evaluation import Attack, accuracy
 from lrc.utils.processes import Fabric
 
-__all__ = ["average_gradients", "synchronized_batch_norm", "device_of", "mean", "shared_accuracy"]
-
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the network is."""

@@ -23,8 +23,6 @@ from lrc.utils.checks import check_number
 from lrc.utils.errors import InputError
 from lrc.utils.processes import Fabric
 
-__all__ = ["Plan", "Schedule", "Stop", "Watch", "cosine", "milestones", "run_epoch"]
-
 Watch = Callable[[nn.Module], Record]
 """The network in eval mode to numbers by name, after every epoch."""
 

@@ -21,8 +21,6 @@ from lrc.utils.files import locked
 from lrc.utils.hashes import described
 from lrc.utils.processes import Fabric, join
 
-__all__ = ["train"]
-
 
 def train(
     model: nn.Module,

@@ -11,8 +11,6 @@ from rich.text import Text
 from lrc.training.checkpoints import Record
 from lrc.utils.errors import InputError
 
-__all__ = ["Bar", "progress_bar", "tensorboard_log"]
-
 Bar = Callable[..., None]
 """`bar(advance=n)`: so many images more are done; `bar(description="epoch 2/3")`."""
 

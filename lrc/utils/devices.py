@@ -6,8 +6,6 @@ import torch
 
 from lrc.utils.errors import InputError
 
-__all__ = ["device"]
-
 
 def device() -> torch.device:
     """The device that `LRC_DEVICE` names, by default the accelerator that PyTorch finds, else the CPU.

@@ -29,25 +29,6 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # imported by those who have tensors: it takes seconds
 
-__all__ = [
-    "UNSEALED",
-    "load_tensors",
-    "locked",
-    "read_bytes",
-    "read_json",
-    "read_lines",
-    "replacing",
-    "save_tensors",
-    "seal",
-    "sha256",
-    "tensor_metadata",
-    "write",
-    "write_bytes",
-    "write_json",
-    "write_lines",
-    "write_text",
-]
-
 T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]

@@ -14,8 +14,6 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["described", "digest", "fingerprint", "probe_answers", "same_answers"]
-
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, type(None))
 OWN = frozenset(vars(nn.Module()))  # attributes that every network has: its mode, hooks, and registered members
 PROBES = 4  # images that a network is asked about to tell it from others

@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 from lrc.utils.errors import InputError
 from lrc.utils.tensors import Pixels
 
-__all__ = ["check_independent", "compiled", "modules", "preserved", "replaced", "untouched"]
-
 OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 

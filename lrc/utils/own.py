@@ -11,8 +11,6 @@ from typing import Any
 
 from lrc.utils.errors import InputError
 
-__all__ = ["guarded", "network"]
-
 COUNT = ("num_classes", "classes", "n_classes", "num_labels")  # what functions call the number of classes
 
 

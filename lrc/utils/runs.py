@@ -6,8 +6,6 @@ from typing import Any
 
 from lrc.utils.errors import InputError
 
-__all__ = ["differences", "same_run"]
-
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Names of the entries that differ, within mappings with a dot; an entry that is missing counts as None.

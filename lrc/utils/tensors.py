@@ -6,8 +6,6 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Goals", "Labels", "Logits", "Mask", "Matrix", "PerImage", "Pixels", "Scalar"]
-
 Pixels = Float[Tensor, "n *shape"]  # images in [0, 1], or something of their shape: gradients, perturbations
 Labels = Int[Tensor, " n"]
 Goals = Int[Tensor, "n *pair"]  # labels, or in a targeted attack pairs of label and target (n, 2)

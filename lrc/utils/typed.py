@@ -20,8 +20,6 @@ from lrc.utils.checks import (
 )
 from lrc.utils.errors import InputError
 
-__all__ = ["typed"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -17,8 +17,6 @@ from lrc.utils.networks import untouched
 from lrc.utils.tensors import Labels, Logits, PerImage, Pixels
 from lrc.utils.typed import typed
 
-__all__ = ["gaussian_noise", "gradient_norm_attack", "local_linearity_attack", "trades_attack"]
-
 Gradient = Callable[[Tensor], Tensor]
 """Images to the gradient of the quantity that the attack maximizes."""
 

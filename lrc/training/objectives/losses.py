@@ -14,19 +14,6 @@ from lrc.utils.errors import InputError
 from lrc.utils.tensors import Labels, Logits, PerImage, Pixels, Scalar
 from lrc.utils.typed import typed
 
-__all__ = [
-    "behind_jpeg",
-    "clustr",
-    "cross_entropy",
-    "distillation",
-    "local_flatness",
-    "local_linearity",
-    "magnet",
-    "mart",
-    "suppressed",
-    "trades",
-]
-
 
 @typed
 def cross_entropy(

@@ -23,8 +23,6 @@ from lrc.utils.errors import InputError
 from lrc.utils.tensors import Labels, Scalar
 from lrc.utils.typed import typed
 
-__all__ = ["METHODS", "adversarial", "clustered", "named", "standard"]
-
 EPS = 8 / 255  # not 0.031, which some published scripts have
 
 

@@ -25,8 +25,6 @@ from lrc.utils.networks import preserved, replaced
 from lrc.utils.tensors import Labels, Logits, Pixels, Scalar
 from lrc.utils.typed import typed
 
-__all__ = ["InnerAttack", "Loss", "Objective", "TermInputs", "Term", "adding", "awp", "logits"]
-
 Loss = Callable[..., Tensor]
 """`loss(model, x, y, x_adv) -> scalar`: the formula, on adversarial examples that are made already."""
 

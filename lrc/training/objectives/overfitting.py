@@ -14,8 +14,6 @@ from lrc.utils.networks import untouched
 from lrc.utils.tensors import Labels, Pixels
 from lrc.utils.typed import typed
 
-__all__ = ["collapsed", "watch_collapse"]
-
 Record = dict[str, Any]
 
 

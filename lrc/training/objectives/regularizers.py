@@ -21,19 +21,6 @@ from lrc.utils.networks import preserved
 from lrc.utils.tensors import Labels, Logits, Pixels, Scalar
 from lrc.utils.typed import typed
 
-__all__ = [
-    "clustering",
-    "clustering_term",
-    "feature_clustering",
-    "jacobian",
-    "logit_penalty",
-    "orthogonality",
-    "parseval",
-    "row_clustering",
-    "soft_orthogonality",
-    "spectral_norm",
-]
-
 Groups = Sequence[Sequence[int]]
 
 
