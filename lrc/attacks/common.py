@@ -1,7 +1,7 @@
 """What all attacks share: the model untouched and watched, images checked, gradients by the image."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -143,6 +143,27 @@ class Rows:
 
     def __getitem__(self: R, rows: Tensor) -> R:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def until_fooled(
+    victim: Victim, x: Pixels, y: Labels, s: R, advance: Callable[[R, int], tuple[R, Tensor, Tensor]], *, turns: int
+) -> Pixels:
+    """The images that a search finds in so many turns. An image that is fooled, as it is or by then, leaves the search.
+
+    Args:
+        s: where the search stands, a row an image.
+        advance: from this and the number of the turn to where it stands next, its images, and which of them fool.
+    """
+    found, row = x.clone(), (~fooled(victim.verdict(x), y)).nonzero().squeeze(1)
+    s = s[row]
+    for turn in range(turns):
+        if not len(row):
+            break
+        s, z, hit = advance(s, turn)
+        found[row] = z
+        if hit.any():
+            row, s = row[~hit], s[~hit]
+    return found
 
 
 def check(x: Pixels, y: Int[Tensor, "labels"], eps: float, norm: str) -> None:

@@ -70,9 +70,7 @@ def cw(
             if not len(s.row):
                 break
             last = search == searches - 1 and searches >= 10
-            weight = (
-                torch.where(s.high < MOST, s.high, s.c) if last else s.c
-            )  # the paper's code ends on the best known c
+            weight = torch.where(last & (s.high < MOST), s.high, s.c)  # the paper's code ends on the best known c
             s = _search(victim, replace(s, c=weight), steps=steps, rate=rate, confidence=confidence)
         best[s.row] = s.best
         return laid_out_like(x, best if eps is None else ball(images, radius, "l2").project(best))
@@ -138,11 +136,8 @@ class _Run(Rows):
 def _minimize(victim: Victim, s: _State, *, steps: int, rate: float, confidence: float) -> tuple[Pixels, PerImage]:
     """The nearest image that a run with each image's c comes upon, and how near."""
     best, nearest = s.x.clone(), torch.full_like(s.nearest, torch.inf)
-    rows, w, zero = (
-        torch.arange(len(s.x), device=s.x.device),
-        torch.atanh((2 * s.x - 1) * INSIDE),
-        torch.zeros_like(s.x),
-    )
+    rows, zero = torch.arange(len(s.x), device=s.x.device), torch.zeros_like(s.x)
+    w = torch.atanh((2 * s.x - 1) * INSIDE)
     run = _Run(rows, s.x, s.y, s.c, w, zero, zero, torch.full_like(s.c, torch.inf))
     for step in range(1, steps + 1):
         gradient, image, values, logits = _objective(victim, run, confidence=confidence)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, step_length
+from lrc.attacks.common import Rows, Victim, attacked, laid_out_like, step_length, until_fooled
 from lrc.attacks.losses import Loss, fooled, loss_function, margin
 from lrc.attacks.rng import image_keys, normal
 from lrc.attacks.threat_model import Ball, ball, spread, unit
@@ -64,16 +63,19 @@ def nes(
     if samples % 2:
         raise InputError(f"samples must be even, not {samples}: they come in pairs")
     objective, length = loss_function(loss), step_length(step, eps, steps=10)
-
-    def advance(victim: Victim, s: "_Climb", draw: int) -> tuple["_Climb", Tensor, Tensor]:
-        slope = momentum * s.slope + (1 - momentum) * _gradient(victim, s, draw, samples, sigma, objective)
-        z = s.inside.project(s.z + length * unit(slope, norm))
-        return replace(s, z=z, slope=slope), z, fooled(victim.verdict(z), s.y)
-
     with attacked(model, x, y, eps=eps, norm=norm, precision=precision) as (victim, images, labels):
-        rows, keys = torch.arange(len(images), device=images.device), image_keys(images, generator)
-        s = _Climb(rows, ball(images, eps, norm), labels, keys, images, torch.zeros_like(images))
-        return laid_out_like(x, _evolve(victim, images, s, advance, queries // (samples + 1), samples))
+
+        def advance(s: _Climb, turn: int) -> tuple[_Climb, Tensor, Tensor]:
+            slope = momentum * s.slope + (1 - momentum) * _gradient(
+                victim, s, turn * samples, samples, sigma, objective
+            )
+            z = s.inside.project(s.z + length * unit(slope, norm))
+            return replace(s, z=z, slope=slope), z, fooled(victim.verdict(z), s.y)
+
+        keys = image_keys(images, generator)
+        s = _Climb(ball(images, eps, norm), labels, keys, images, torch.zeros_like(images))
+        found = until_fooled(victim, images, labels, s, advance, turns=queries // (samples + 1))
+        return laid_out_like(x, found)
 
 
 def nattack(
@@ -116,55 +118,31 @@ def nattack(
     check_whole("samples", samples, 2)
     check_whole("queries", queries, samples)
     sigma, rate = check_number("sigma", sigma, "(0, inf)"), check_number("rate", rate, "(0, inf)")
-
-    def advance(victim: Victim, s: "_Search", draw: int) -> tuple["_Search", Tensor, Tensor]:
-        push, hit, winner = _sample(victim, s, draw, samples=samples, sigma=sigma)
-        s = replace(s, z=s.z + rate / (samples * sigma) * push)
-        return s, torch.where(spread(hit, winner), winner, _image(s.inside, s.z)), hit
-
     with attacked(model, x, y, eps=eps, norm=norm, precision=precision) as (victim, images, labels):
-        rows, keys = torch.arange(len(images), device=images.device), image_keys(images, generator)
-        s = _Search(rows, ball(images, eps, norm), labels, keys, torch.atanh((2 * images - 1) * INSIDE))
-        return laid_out_like(x, _evolve(victim, images, s, advance, queries // samples, samples))
+
+        def advance(s: _Search, turn: int) -> tuple[_Search, Tensor, Tensor]:
+            push, hit, winner = _sample(victim, s, turn * samples, samples=samples, sigma=sigma)
+            s = replace(s, z=s.z + rate / (samples * sigma) * push)
+            return s, torch.where(spread(hit, winner), winner, _image(s.inside, s.z)), hit
+
+        keys, mean = image_keys(images, generator), torch.atanh((2 * images - 1) * INSIDE)
+        s = _Search(ball(images, eps, norm), labels, keys, mean)
+        return laid_out_like(x, until_fooled(victim, images, labels, s, advance, turns=queries // samples))
 
 
 @dataclass(frozen=True)
 class _Search(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, " n"]
     inside: Ball
     y: Labels
     keys: Int[Tensor, " n"]
     z: Pixels  # the iterate (NES), or the mean before the tanh (NATTACK)
 
 
-S = TypeVar("S", bound=_Search)
-
-
 @dataclass(frozen=True)
 class _Climb(_Search):
     slope: Pixels  # the gradient estimated so far
-
-
-def _evolve(
-    victim: Victim,
-    images: Tensor,
-    s: S,
-    advance: Callable[[Victim, S, int], tuple[S, Tensor, Tensor]],
-    turns: int,
-    samples: int,
-) -> Pixels:
-    """The images found by so many turns; `advance` gives the next state, the images there, and which of them fool."""
-    found = images.clone()
-    s = s[~fooled(victim.verdict(images), s.y)]
-    for turn in range(turns):
-        if not len(s.row):
-            break
-        s, z, hit = advance(victim, s, turn * samples)
-        found[s.row] = z
-        s = s[~hit]
-    return found
 
 
 def _ask(
@@ -207,7 +185,7 @@ def _sample(victim: Victim, s: _Search, draw: int, *, samples: int, sigma: float
     The weights need the mean over all samples, known only at the end: so the sums of u and of l u are kept.
     """
     noise_sum, loss_sum, winner = torch.zeros_like(s.z), torch.zeros_like(s.z), torch.zeros_like(s.z)
-    hit, losses = torch.zeros_like(s.row, dtype=torch.bool), []
+    hit, losses = torch.zeros_like(s.y, dtype=torch.bool), []
     draws = range(draw, draw + samples)
     for u, (point,), (logits,) in _ask(victim, s, draws, lambda u: (_image(s.inside, s.z + sigma * u),), each=1):
         fools = victim.confirmed(fooled(logits, s.y), point, s.y)

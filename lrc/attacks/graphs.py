@@ -123,17 +123,6 @@ class _LinearReLU(torch.autograd.Function):
         return gradient
 
 
-class _Scale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
-        ctx.gamma = gamma
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.gamma * gradient, None
-
-
 class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +151,10 @@ def linear_relu(x: Tensor) -> Tensor:
 
 def scale_gradient(x: Tensor, gamma: float) -> Tensor:
     """x, with its gradient multiplied by gamma."""
-    return _Scale.apply(x, gamma)
+    x = x.clone()
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gamma * gradient)
+    return x
 
 
 def fork(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Gradient attacks with a fixed step: FGSM, PGD, and momentum iterative FGSM with diverse inputs."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
@@ -235,18 +236,9 @@ class _Diverse(nn.Module):
 
 def shrink(x: Float[Tensor, "n c h w"], size: PerImage, *, down: PerImage, right: PerImage) -> Float[Tensor, "n c h w"]:
     """Each image shrunken to `size` of itself, on black; `down` and `right` in [0, 1] say where in the room left."""
-    rows, columns = _places(x.shape[2], size, down), _places(x.shape[3], size, right)
-    grid = torch.stack(
-        [
-            columns[:, None, :].expand(-1, x.shape[2], -1),
-            rows[:, :, None].expand(-1, -1, x.shape[3]),
-        ],
-        dim=3,
+    moved = (1 - size) * (1 - 2 * torch.stack([right, down]))  # of the middle, in [-1, 1] over the canvas
+    theta = (
+        torch.cat([torch.eye(2, device=x.device).expand(len(x), 2, 2), moved.T[:, :, None]], 2) / size[:, None, None]
     )
-    return nn.functional.grid_sample(x, grid.to(x), mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _places(length: int, size: Tensor, shift: Tensor) -> Tensor:
-    """Where in the whole image, in [-1, 1], each pixel of the shrunken one's canvas looks."""
-    centres = (torch.arange(length, device=size.device) + 0.5) / length
-    return 2 * (centres - (shift * (1 - size))[:, None]) / size[:, None] - 1
+    grid = F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
-from lrc.attacks.common import Rows, attacked, laid_out_like
+from lrc.attacks.common import Rows, attacked, laid_out_like, until_fooled
 from lrc.attacks.losses import fooled, margin
 from lrc.attacks.rng import image_keys, signs, uniform
 from lrc.attacks.threat_model import Ball, ball, norms, spread
@@ -59,14 +59,8 @@ def square(
     if horizon is not None:
         check_whole("horizon", horizon, 1)
     with attacked(model, x, y, eps=eps, norm=norm, dims=4, precision=precision) as (victim, images, labels):
-        found, keys = images.clone(), image_keys(images, generator)
-        rows = torch.arange(len(images), device=images.device)
-        loss = torch.full((len(images),), -torch.inf, device=images.device)
-        s = _State(rows, ball(images, eps, norm), labels, keys, keys[:, None], images, loss)
-        s = s[~fooled(victim.verdict(images), labels)]
-        for query in range(queries):
-            if not len(s.row):
-                break
+
+        def advance(s: _State, query: int) -> tuple[_State, Tensor, Tensor]:
             if query % BLOCK == 0:
                 numbers = uniform(s.keys, (BLOCK, 5 + images.shape[1]), draw=1 + query // BLOCK)
                 s = replace(s, numbers=numbers)
@@ -75,11 +69,11 @@ def square(
             hit, loss = victim.confirmed(fooled(logits, s.y), z, s.y), margin(logits, s.y).to(s.loss.dtype)
             better = hit | (loss > s.loss)
             s = replace(s, z=torch.where(spread(better, z), z, s.z), loss=torch.where(better, loss, s.loss))
-            if hit.any():
-                found[s.row[hit]] = s.z[hit]
-                s = s[~hit]
-        found[s.row] = s.z
-    return laid_out_like(x, found)
+            return s, s.z, hit
+
+        keys, loss = image_keys(images, generator), torch.full((len(images),), -torch.inf, device=images.device)
+        s = _State(ball(images, eps, norm), labels, keys, keys[:, None], images, loss)
+        return laid_out_like(x, until_fooled(victim, images, labels, s, advance, turns=queries))
 
 
 def share_at(query: int, horizon: int, *, share: float = 0.8) -> float:
@@ -108,7 +102,6 @@ def side(share: float, height: int, width: int, *, norm: str = "linf") -> int:
 class _State(Rows):
     """Where the search stands for the images still in it, a row each."""
 
-    row: Int[Tensor, " n"]
     inside: Ball
     y: Labels
     keys: Int[Tensor, " n"]

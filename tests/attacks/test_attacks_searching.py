@@ -412,7 +412,7 @@ def test_the_squares_of_l2_keep_the_budget_and_move_it():
     keys = image_keys(x, Generator().manual_seed(0))
     inside = ball(x, 0.5, "l2")
     numbers = uniform(keys, (64, 8), draw=1)
-    state = _State(torch.arange(4), inside, torch.zeros(4, dtype=torch.long), keys, numbers, x, torch.zeros(4))
+    state = _State(inside, torch.zeros(4, dtype=torch.long), keys, numbers, x, torch.zeros(4))
     first = _first(state)
     torch.testing.assert_close(distance(first, x, "l2"), torch.full((4,), 0.5, dtype=torch.float64), rtol=1e-4, atol=0)
     second = _propose(_State(*{**vars(state), "z": first}.values()), 1, share=0.1)
