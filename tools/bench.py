@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -166,15 +168,57 @@ def of_steps() -> tuple[str, Functions]:
     return "2", {str(n): partial(pgd, network(), *images(BATCH), eps=EPS, steps=n) for n in (2, 4, 8, 16)}
 
 
+def of_pixels() -> tuple[str, Functions]:
+    sides = (16, 32, 64)
+
+    def attack(side: int) -> None:
+        x, y = torch.rand(BATCH, 3, side, side).to(AT), torch.zeros(BATCH, dtype=torch.int64).to(AT)
+        pgd(network(), x, y, eps=EPS, steps=5)
+
+    return str(sides[0] ** 2), {str(side**2): partial(attack, side) for side in sides}
+
+
+def of_classes() -> tuple[str, Functions]:
+    models = {n: lrc.models.build("resnet8", classes=n, width=48).to(AT).eval() for n in (10, 20, 40, 80)}
+    return "10", {str(n): partial(lrc.linear_map, model) for n, model in models.items()}
+
+
+def of_maps() -> tuple[str, Functions]:
+    model, (x, y) = network().requires_grad_(False), images(10)
+    return "bare passes of 10 images, channels-last", {
+        "bare passes of 10 images, channels-last": partial(passes, model, x.to(memory_format=LAST), y, steps=1),
+        "lrc.linear_map, its checks included": partial(lrc.linear_map, model),
+        "lrc.linear_map, verify=False": partial(lrc.linear_map, model, verify=False),
+    }
+
+
+def of_processes() -> tuple[str, Functions]:
+    def run(n: int) -> None:
+        options = (
+            f"--attack apgd-ce --images {16 * BATCH} --batch-size {2 * BATCH} --no-masking --device cpu -q".split()
+        )
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}"]
+        command = [*start, "-m", "lrc.cli", "evaluate", NETWORK, *options]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    return "1", {str(n): partial(run, n) for n in (1, 2)}
+
+
 PARTS: dict[str, tuple[str, int, Callable[[], tuple[str, Functions]]]] = {
     "pgd": (f"PGD-20, {BATCH} images", TURNS, of_pgd),
     "training": (f"A step of training on PGD-10 examples, {BATCH} images", TURNS, of_training),
     "evaluate": (f"`evaluate`, PGD-20 and 20 steps of APGD, {BATCH} images", TURNS, of_evaluate),
     "images": ("PGD-5 on so many images", TURNS, of_images),
     "steps": (f"PGD with so many steps, {BATCH} images", TURNS, of_steps),
+    "pixels": (f"PGD-5 on {BATCH} images of so many pixels", TURNS, of_pixels),
+    "maps": ("W of the network", TURNS, of_maps),
+    "classes": ("W of a network of so many classes", TURNS, of_classes),
     "autoattack": (f"AutoAttack, standard version, {BATCH} images", 1, of_autoattack),
 }
-SLOPES = ("images", "steps")
+if AT.type == "cpu":
+    title = f"`lrc evaluate`, APGD on {16 * BATCH} images, in so many processes of one thread, their start included"
+    PARTS["processes"] = (title, 1, of_processes)
+SLOPES = ("images", "steps", "pixels", "classes")
 
 
 def measured(name: str) -> dict[str, Any]:
