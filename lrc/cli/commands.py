@@ -82,7 +82,7 @@ def evaluate(
     device: Device = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print accuracies alone, a line each.")] = False,
 ) -> None:
-    """How robust is it? Accuracy under each attack, and signs of masking.
+    """How robust is it? Accuracy under attacks, and signs of masking.
 
     Example: lrc evaluate cifar10-resnet8-at --attack pgd --images 500
 
@@ -126,7 +126,10 @@ def evaluate(
 
 @app.command("data")
 def data_command(name: Annotated[str, typer.Argument(help=f"{SOURCES}, or a folder.")]) -> None:
-    """Find a data set (download and decode it if need be), and say what is in it."""
+    """Find a data set, and say what is in it.
+
+    It is downloaded and decoded if need be.
+    """
     from lrc.data.cache import folder
 
     for split in ("train", "test"):
@@ -137,7 +140,7 @@ def data_command(name: Annotated[str, typer.Argument(help=f"{SOURCES}, or a fold
 
 @zoo_app.command("list")
 def list_command() -> None:
-    """The networks there are recipes for, with their figures where these were recorded.
+    """The networks there are recipes for, with recorded figures.
 
     Attacks are Linf, of the radius eps. Where the terminal is narrow `about` is cut: `show` has it whole.
     """
@@ -178,7 +181,10 @@ def make(
     images: Annotated[int, typer.Option(min=1, help="Test images for accuracy, clean and under PGD-20.")] = 1000,
     judged: Annotated[int, typer.Option(min=1, help="Of these, images for AutoAttack and signs of masking.")] = 1000,
 ) -> None:
-    """Train networks by their recipes, measure them, and write figures, and weights to be shipped, into the package."""
+    """Train networks by their recipes, measure them, and ship them.
+
+    Figures, and weights that are to be shipped, are written into the package.
+    """
     from lrc.experiments import zoo
 
     for name in names or [name for name in zoo.names() if zoo.recipe(name).shipped]:

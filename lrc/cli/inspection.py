@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrc.cli.commands import NETWORK, WEIGHTS, Device, subject
+from lrc.cli.commands import NETWORK, Device, Model, Weights, subject
 from lrc.experiments.recipe import number
 from lrc.utils.errors import InputError
 
@@ -19,21 +19,36 @@ DATA = (
     "Test images: a data set (lrc data), a folder with a folder a class, arrays x and y (.npz), or a data set of "
     "Hugging Face on disk; the recipe's by default."
 )
+OUT = (
+    "File; repeat it for more. Its ending says what is written: .csv C, .npy the map, .npz and .safetensors all maps "
+    "and their C, .json all other numbers, .md a table of them, and C."
+)
 GROUPS = "Superclasses: data, wordnet, found, none, or a TOML or JSON file of name = [classes]."
+
+
+Argument = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the function; repeat it for more.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Let the library download its weights.")]
+Mean = Annotated[str, typer.Option(help="Of each channel, to normalize with: 0.49,0.48,0.45.")]
+Std = Annotated[str, typer.Option(help="Likewise.")]
+Data = Annotated[str, typer.Option(help=DATA)]
+Size = Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")]
+Count = Annotated[int, typer.Option(min=1, help="Test images to look at.")]
+Grey = Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")]
+Groups = Annotated[str, typer.Option(help=GROUPS)]
 
 
 def inspect(
     networks: Annotated[list[str], typer.Argument(help=NETWORK)],
-    weights: Annotated[Path | None, typer.Option(help=WEIGHTS)] = None,
-    arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the function; repeat it for more.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Let the library download its weights.")] = False,
-    mean: Annotated[str, typer.Option(help="Of each channel, to normalize with: 0.49,0.48,0.45.")] = "",
-    std: Annotated[str, typer.Option(help="Likewise.")] = "",
-    data: Annotated[str, typer.Option(help=DATA)] = "",
-    size: Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")] = 0,
-    images: Annotated[int, typer.Option(min=1, help="Test images to look at.")] = 1000,
-    grey: Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")] = False,
-    groups: Annotated[str, typer.Option(help=GROUPS)] = "data",
+    weights: Weights = None,
+    arg: Argument = None,
+    pretrained: Pretrained = False,
+    mean: Mean = "",
+    std: Std = "",
+    data: Data = "",
+    size: Size = 0,
+    images: Count = 1000,
+    grey: Grey = False,
+    groups: Groups = "data",
     eps: Annotated[str, typer.Option(help="Radius of the attacks, Linf, in units of a pixel in [0, 1].")] = "8/255",
     attack: Annotated[bool, typer.Option("--attack", help="Run AutoAttack too: minutes to hours.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random choices.")] = 0,
@@ -44,11 +59,12 @@ def inspect(
     csv: Annotated[Path | None, typer.Option(help="File for C of W, or of the local map where there is no W.")] = None,
     npz: Annotated[Path | None, typer.Option(help="File for the maps and their C.")] = None,
 ) -> None:
-    """Is it robust, or does it only look so? Several networks are compared.
+    """Is it robust, or does it only look so?
 
     Example: lrc inspect timm:resnet18 --weights best.pth --data pictures/
 
-    The verdict, signs of gradient masking, and how its classes cluster; with --html all of it on one page.
+    The verdict, signs of gradient masking, and how its classes cluster; with --html all of it on one page. Several
+    networks are compared.
     """
     from torch import Generator
 
@@ -64,9 +80,8 @@ def inspect(
     found: list[Inspection] = []
     for name in networks:
         network, test, source = subject(
-            name, weights, data, images, size=size, grey=grey, arguments=_arguments(arg or []), pretrained=pretrained,
-            mean=_numbers("--mean", mean), std=_numbers("--std", std),
-        )  # fmt: skip
+            name, weights, data, images, size=size, grey=grey, **_asked(arg, mean, std, pretrained=pretrained)
+        )
         seen = look(
             network.model.to(where), test, name=name, source=source, groups=_groups(groups), eps=number(eps),
             attack=attack, notes=network.notes, generator=Generator().manual_seed(seed),
@@ -75,6 +90,63 @@ def inspect(
         found.append(seen)
         _print(seen, quiet=quiet)
     _write(found, html, json, csv, npz)
+
+
+def export(
+    network: Model,
+    out: Annotated[list[Path], typer.Option(help=OUT)],
+    of: Annotated[str, typer.Option("--map", help="W, local or means: which map .csv, .npy and .md have.")] = "W",
+    weights: Weights = None,
+    arg: Argument = None,
+    pretrained: Pretrained = False,
+    mean: Mean = "",
+    std: Std = "",
+    data: Data = "",
+    size: Size = 0,
+    images: Count = 1000,
+    grey: Grey = False,
+    groups: Groups = "data",
+    device: Device = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Write its maps, and C, the correlation of their rows.
+
+    Example: lrc export cifar10-resnet8-at --out C.csv --out maps.npz
+
+    Nothing is attacked: lrc inspect does that. Maps are W, of the linear sub-network, that of the whole network near
+    images (local), and the mean images of the classes (means), which take no network.
+    """
+    from lrc.inspection import maps
+    from lrc.inspection.exports import OF_ONE, check_map, check_name, save
+    from lrc.utils import devices
+
+    check_map(of)
+    for path in out:
+        check_name(path)
+    grouping, where = _groups(groups), devices.device()
+    found, test, source = subject(
+        network, weights, data, images, size=size, grey=grey, **_asked(arg, mean, std, pretrained=pretrained)
+    )
+    few: dict[str, Any] = {"only": (of,), "groups": "none"} if {path.suffix for path in out} <= {*OF_ONE} else {}
+    seen = maps(
+        found.model.to(where), test, name=network, source=source, notes=found.notes, **{"groups": grouping} | few
+    )
+    for path in out:
+        save(seen, path, of=of)
+        if not quiet:
+            print(path)
+    for note in () if quiet else seen.notes:
+        print(f"lrc: {note}", file=sys.stderr)
+
+
+def _asked(arg: list[str] | None, mean: str, std: str, *, pretrained: bool) -> dict[str, Any]:
+    """Options of `lrc.inspection.load`."""
+    return {
+        "arguments": _arguments(arg or []),
+        "pretrained": pretrained,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+    }
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:
@@ -129,19 +201,14 @@ def _print(found: "Inspection", *, quiet: bool) -> None:
     if quiet:
         return
     console.print(", ".join(f"{name} {found.report.accuracy(name)}" for name in found.report.names))
-    table = Table(box=None)
-    table.add_column("")
-    for head in ("contrast", "rank", "p", "p given means", "likeness"):
+    (_, *heads), *rows = found.rows()
+    table = Table("", box=None)
+    for head in heads:
         table.add_column(head, justify="right")
-    floors = set()
-    for name, f in found.figures().items():
-        rank = "-" if f["rank"] is None else f"{f['rank']}/{f['n_splits']}"
-        floors |= {f["n_splits"]} - {None}
-        given = f["given_class_means"] and f["given_class_means"]["p"]
-        shown = ("-" if v is None else f"{v:.3g}" for v in (f["p_value"], given, f["likeness"]))
-        table.add_row(name, "-" if f["contrast"] is None else f"{f['contrast']:.2f}", rank, *shown)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
-    for n in floors:
+    for n in {one.test.n_splits for one in found.maps.values() if one.test is not None}:
         console.print(f"note: the smallest p that can come out is 1/{n}, of {n} ways to deal out the classes")
     for note in found.notes:
         console.print(f"note: {note}")
@@ -149,10 +216,10 @@ def _print(found: "Inspection", *, quiet: bool) -> None:
 
 def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv: Path | None, npz: Path | None) -> None:
     """The files that were asked for; the table is C of W, or of the first map that the last network has."""
-    import numpy as np
-
+    from lrc.inspection.clusters import NAMES
+    from lrc.inspection.exports import ENDINGS
     from lrc.inspection.page import page
-    from lrc.utils.files import write, write_text
+    from lrc.utils.files import write_text
 
     last = found[-1]
     if html is not None:
@@ -160,17 +227,7 @@ def _write(found: "list[Inspection]", html: Path | None, json: Path | None, csv:
     if json is not None:
         write_text(json, last.to_json() if len(found) == 1 else f"[{', '.join(f.to_json() for f in found)}]")
     if csv is not None:
-        C = next(iter(last.maps.values())).C.tolist()
-        lines = [["", *last.classes], *([c, *map(str, row)] for c, row in zip(last.classes, C, strict=True))]
-        write_text(csv, "".join(",".join(line) + "\n" for line in lines))
+        first = next((key for key in NAMES if getattr(last, key) is not None), "W")
+        ENDINGS[".csv"](last, csv, first)
     if npz is not None:
-        maps = {key: m for key, m in (("W", last.W), ("local", last.local), ("means", last.means)) if m is not None}
-        arrays = {
-            f"{key}_{what}": getattr(m, what).float().numpy() for key, m in maps.items() for what in ("rows", "C")
-        }
-
-        def save(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        write(npz, save)
+        ENDINGS[".npz"](last, npz, "W")

@@ -22,7 +22,7 @@ def study(
     jobs: Annotated[int, typer.Option(min=0, help="Rows at a time; 0 for one a core, or one on an accelerator.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
 ) -> None:
-    """Train what is not recorded yet of a study, measure it, and record it in the package.
+    """Train what is not recorded yet of a study, and record it.
 
     A row that is named is measured and recorded anew; it is trained anew where --work holds no weights of it.
     """

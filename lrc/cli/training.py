@@ -71,10 +71,10 @@ def train(
     tensorboard: Annotated[bool | None, option("Write a TensorBoard log too.", "--tensorboard")] = None,
     set: Annotated[list[str] | None, option("Any other entry of the recipe: training.momentum=0.8, say.")] = None,
 ) -> None:
-    """Train a network, on one or several processes (torchrun), and keep weights, figures, metrics and the recipe.
+    """Train a network, and keep weights, figures and the recipe.
 
-    OUT holds config.json (which --config takes), metrics.jsonl (a line an epoch), weights.safetensors and
-    figures.json; lrc evaluate OUT and lrc inspect OUT go on from there.
+    One process does it, or several under torchrun. OUT holds config.json (which --config takes), metrics.jsonl (a line
+    an epoch), weights.safetensors and figures.json; lrc evaluate OUT and lrc inspect OUT go on from there.
     """
     given = dict(locals())  # the options, by name
     from lrc.experiments import fitting, store, zoo

@@ -21,9 +21,9 @@ from lrc.clustering import class_correlation, cut, tree
 from lrc.data import Images, as_images
 from lrc.evaluation import logits
 from lrc.evaluation.accuracy import check_classes
+from lrc.inspection.clusters import own_data
 from lrc.inspection.networks import device_of, load, subject
 from lrc.inspection.page import READABLE, STYLE, dendrogram, figures, matrix, png, sheet
-from lrc.inspection.report import own_data
 from lrc.linearization import linear_map
 from lrc.plots import rows as as_pictures
 from lrc.plots import table

@@ -19,7 +19,8 @@ from lrc.plots import rows as as_pictures
 from lrc.utils.files import read_json
 
 if TYPE_CHECKING:
-    from lrc.inspection.report import Clusters, Inspection
+    from lrc.inspection.clusters import Clusters
+    from lrc.inspection.report import Inspection
 
 __all__ = ["body", "page", "reference"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from lrc.experiments import store
 
 MODULE = """
 import torch
+import typer
 from lrc.models import resnet8
 
 def build():
@@ -143,3 +145,37 @@ def test_zoo_make_makes(folder, monkeypatch):
     )
     assert result.exit_code == 0 and result.output.startswith(f"{name}: clean ")
     assert isinstance(zoo.load(name), torch.nn.Module)
+
+
+def commands(group=None, *path):
+    """Every command, by the words that call it."""
+    group = group or typer.main.get_command(cli.app)
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize("words", [*commands()], ids=" ".join)
+def test_help_fits_80_columns_and_is_whole(words):
+    """The sentence beside each command too, which is cut with dots where it is too long."""
+    result = CliRunner().invoke(cli.app, [*words, "--help"], env={"COLUMNS": "80"}, terminal_width=80)
+    assert result.exit_code == 0 and max(map(len, result.output.splitlines())) <= 80
+    beside = result.output.partition("Commands:")[2]
+    assert "..." not in beside
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect", "export"])
+def test_help_has_an_example_of_itself(name):
+    """One whose options there are."""
+    text = " ".join(CliRunner().invoke(cli.app, [name, "--help"]).output.split())
+    example = text.partition("Example: ")[2].split()
+    options = {option for param in typer.main.get_command(cli.app).commands[name].params for option in param.opts}
+    assert example[:2] == ["lrc", name] and {w for w in example[:6] if w.startswith("--")} <= options
+
+
+@pytest.mark.parametrize(("typed", "wants"), [("lrc ex", {"export"}), ("lrc export --ma", {"--map"})])
+def test_the_shell_completes(typed, wants):
+    """As the script does that --install-completion writes."""
+    env = {"_LRC_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    result = CliRunner().invoke(cli.app, [], env=env, prog_name="lrc")
+    assert wants == set(result.output.split())
