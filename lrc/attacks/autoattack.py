@@ -165,11 +165,7 @@ def autoattack(
 
 
 def cascade(version: str | Mapping[str, Attack], norm: str) -> dict[str, Attack]:
-    """The attacks of a version of AutoAttack by name, in their order.
-
-    Raises:
-        InputError: an unknown version.
-    """
+    """The attacks of a version of AutoAttack by name, in their order. Raises InputError: an unknown version."""
     if isinstance(version, Mapping):
         return dict(version)
     if version != "standard":
@@ -180,8 +176,7 @@ def cascade(version: str | Mapping[str, Attack], norm: str) -> dict[str, Attack]
 def searching(precision: str) -> dict[str, str]:
     """The option of that name, if it is to be another than every attack's own.
 
-    Raises:
-        InputError: an unknown precision.
+    Raises InputError: an unknown precision.
     """
     return {"precision": precision} if check_precision(precision) else {}
 
@@ -200,8 +195,7 @@ def attempt(
         model, x, y, attack, options: see `called`.
         within: what the attack may not leave.
 
-    Raises:
-        InputError: the attack gives no such images, or leaves the ball by more than rounding.
+    Raises InputError: the attack gives no such images, or leaves the ball by more than rounding.
     """
     x_adv = within.accept(called(attack, model, x, y, options), name=described(attack))
     with attacked(model, x, y, eps=within.eps, norm=within.norm) as (victim, _, _):
@@ -211,8 +205,7 @@ def attempt(
 def called(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, offered: Mapping[str, Any]) -> Tensor:
     """The images of an attack, called with those of the options that it has, and that no `functools.partial` fixed.
 
-    Raises:
-        InputError: it is no function with such options, or gives something else than images like x.
+    Raises InputError: it is no function with such options, or gives something else than images like x.
     """
     try:
         signature, fixed = inspect.signature(attack), getattr(attack, "keywords", {})

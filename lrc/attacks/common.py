@@ -176,8 +176,7 @@ def check(x: Pixels, y: Int[Tensor, "labels"], eps: float, norm: str) -> None:
 def step_length(step: float | None, eps: float, *, steps: int, times: float = 1.0) -> float:
     """The length of a step, if it is given; otherwise that with which so many steps make `times` eps.
 
-    Raises:
-        InputError: the step is no finite number >= 0.
+    Raises InputError: the step is no finite number >= 0.
     """
     if step is not None:
         return check_number("step", step)

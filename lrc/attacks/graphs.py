@@ -29,8 +29,7 @@ class Wiring:
         graph: changed in place, without operations that work in place; defences are layers, not looked into.
         ancestors: of each node, itself included: the nodes on paths from the image to it.
 
-    Raises:
-        InputError: the network cannot be traced.
+    Raises InputError: the network cannot be traced.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,8 +49,7 @@ class Wiring:
     def relus(self, start: int | str) -> list[fx.Node]:
         """The ReLU nodes, from the given number or from the given module on.
 
-        Raises:
-            InputError: there are none, or no module of that name.
+        Raises InputError: there are none, or no module of that name.
         """
         nodes = list(self.graph.nodes)
         if isinstance(start, str):

@@ -15,11 +15,7 @@ HALF = torch.bfloat16
 
 
 def check_precision(precision: str) -> bool:
-    """Whether gradients are to be in bfloat16.
-
-    Raises:
-        InputError: an unknown precision.
-    """
+    """Whether gradients are to be in bfloat16. Raises InputError: an unknown precision."""
     check_choice("precision", precision, PRECISIONS)
     return precision == "bf16"
 

@@ -60,8 +60,7 @@ class Ball:
 
         An attack that clips ``x_adv - x`` to eps, and adds it to x again, ends that far outside.
 
-        Raises:
-            InputError: further outside, or NaN.
+        Raises InputError: further outside, or NaN.
         """
         z, rounding = z.to(self.x), torch.finfo(self.x.dtype).eps
         inside = self.project(z)
@@ -83,11 +82,7 @@ class Ball:
 
 
 def ball(x: Pixels, eps: float, norm: str) -> Ball:
-    """The balls of radius eps around x, in [0, 1].
-
-    Raises:
-        InputError: an unknown norm.
-    """
+    """The balls of radius eps around x, in [0, 1]. Raises InputError: an unknown norm."""
     check_choice("norm", norm, ("linf", "l2"))
     if norm == "linf":
         return Ball(x, eps, norm, *box(x, eps))

@@ -3,7 +3,10 @@
 `similarity` has C and F, eigenvalues and rank; `contrasts` the one number that a matrix and a partition give, also of
 random weights; `permutations` its test, `hierarchy_tests` that of every level of a hierarchy, and of a distance between
 classes. `trees` has the groups that a matrix itself suggests, and their agreement with given ones; `intervals` how
-far a figure can be trusted. A partition of the classes is `groups`: lists of class indices, each class in one list.
+far a figure can be trusted.
+
+`C` is the class correlation, and `groups` a partition of the classes: lists of class indices, each class in one list.
+Random choices follow a `generator`; without one, a new one with seed 0.
 """
 
 from lrc.clustering.contrasts import contrast, p_value, random_contrasts

@@ -22,7 +22,6 @@ def contrast(C: Matrix, groups: Groups, *, within: Groups | None = None) -> floa
     """Mean of C over pairs of classes in one group, less its mean over pairs in two: in [-2, 2] for correlations.
 
     Args:
-        C: the class correlation.
         groups: a partition of the classes. All pairs weigh the same, so a group counts by its pairs, and a group of one
             class counts between groups only.
         within: a coarser partition. Then only pairs within one of its groups count: by how much siblings of the same
@@ -62,8 +61,7 @@ def contrasts(
 def labels_of(groups: Groups, classes: int) -> Int[Tensor, " classes"]:
     """The number of the group of each class.
 
-    Raises:
-        InputError: not each of the classes is in exactly one group, or a group is empty.
+    Raises InputError: not each of the classes is in exactly one group, or a group is empty.
     """
     members = listed(groups)
     if sorted(c for group in members for c in group) != list(range(classes)) or not all(members):
@@ -85,8 +83,7 @@ def listed(groups: Groups) -> list[list[int]]:
 def labels_within(within: Groups | None, labels: Int[Tensor, " classes"]) -> Int[Tensor, " classes"]:
     """The number of the coarser group of each class; all classes are in one if there are no coarser groups.
 
-    Raises:
-        InputError: no partition, or one that cuts through a group.
+    Raises InputError: no partition, or one that cuts through a group.
     """
     if within is None:
         return torch.zeros_like(labels)
@@ -116,10 +113,7 @@ def random_contrasts(
     Args:
         build: draws weights with the generator and returns the network (with an `input_shape`), or its W, where
             `linear_map` is to be called with other choices than its own.
-        groups: a partition of the classes.
-        n: number of networks.
         centre: as for `class_correlation`.
-        generator: of all networks, one after another; a new one with seed 0 if absent.
 
     Raises:
         InputError: no networks, or as `linear_map`, `class_correlation` and `contrast`.

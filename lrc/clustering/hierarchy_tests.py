@@ -61,11 +61,10 @@ def permutation_tests(
     and no p value below 1 / n_splits.
 
     Args:
-        C: the class correlation.
         hierarchy: of the same classes in the same order, made without a look at C.
         conditional: as above; if not, each level is tested as if it were the only one.
         samples: number of random splits of a level, where not all are tried.
-        generator: of the random splits; a new one with seed 0 for each level if absent.
+        generator: of the random splits; without one, a new one with seed 0 for each level.
 
     Raises:
         InputError: a hierarchy of another number of classes or without levels, a level that leaves nothing to compare
@@ -140,7 +139,6 @@ def mantel_test(
         distance: such as `Hierarchy.distance` or `wordnet_distance`, of the same classes in the same order.
         given: a distance to be held constant, such as that of the classes' mean images.
         samples: number of random permutations, where not all are tried.
-        generator: of the random permutations; a new one with seed 0 if absent.
 
     Raises:
         InputError: matrices of different size, values that are not finite, all correlations or distances alike, a

@@ -88,7 +88,6 @@ def bootstrap(
             For the mean of fewer seeds there is `t_interval`.
         confidence: between 0 and 1.
         resamples: how many are drawn.
-        generator: of the resamples; a new one with seed 0 if absent.
 
     Raises:
         InputError: fewer than 8 samples, a confidence that is not between 0 and 1, no resamples, a statistic that is

@@ -56,13 +56,11 @@ def permutation_test(
     number of samples (Phipson & Smyth 2010).
 
     Args:
-        C: the class correlation.
         groups: a partition of the classes, chosen without a look at C.
         within: a coarser partition. Then classes change places only with others of the same coarser group, and the
             statistic is the contrast among siblings. So fine groups pass only if they hold more than the coarse ones,
             whereas without it any fine groups within true coarse ones are better than chance.
         samples: number of random splits, where not all are tried.
-        generator: of the random splits; a new one with seed 0 if absent.
 
     Raises:
         InputError: as `contrast`, or no samples.
@@ -188,8 +186,7 @@ def random_splits(
 ) -> Int[Tensor, "splits classes"]:
     """The group numbers dealt out anew (within each coarse group), each order as likely as any other.
 
-    Raises:
-        InputError: no samples.
+    Raises InputError: no samples.
     """
     check_whole("samples", samples, 1)
     if coarse is None:

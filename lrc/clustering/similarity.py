@@ -129,7 +129,6 @@ def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False)
     It is the rank if the singular values that are not zero are equal, and lower the more they differ.
 
     Args:
-        W: the linear map, or any other tensor with one row a class.
         centre: subtract the mean row first, which changes no decision of the classifier. Then at most classes - 1.
 
     Raises:
@@ -150,11 +149,7 @@ def effective_rank(W: Float[Tensor, " classes *input"], *, centre: bool = False)
 
 
 def as_matrix(C: Matrix) -> Matrix:
-    """C for statistics: in double precision, on the CPU.
-
-    Raises:
-        InputError: C is no square matrix, or not finite.
-    """
+    """C for statistics: in double precision, on the CPU. Raises InputError: C is no square matrix, or not finite."""
     check_matrix("the matrix of classes", C)
     return C.detach().cpu().double()
 

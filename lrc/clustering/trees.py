@@ -18,9 +18,6 @@ from lrc.utils.tensors import Matrix
 def tree(C: Matrix) -> Float[np.ndarray, "merges 4"]:
     """The classes merged step by step by average linkage on the distance 1 - C, as SciPy's linkage matrix.
 
-    Args:
-        C: the class correlation, symmetric, for two classes or more.
-
     Returns:
         Row m: the two clusters that become cluster classes + m, their mean distance, and the number of classes in it.
 
@@ -42,10 +39,9 @@ def tree(C: Matrix) -> Float[np.ndarray, "merges 4"]:
 
 
 def cut(merges: Float[np.ndarray, "merges 4"], k: int) -> list[list[int]]:
-    """The k groups that a tree has before its last k - 1 merges, each sorted, in the order of their first classes.
+    """The k groups that a `tree` has before its last k - 1 merges, each sorted, in the order of their first classes.
 
     Args:
-        merges: a `tree`.
         k: number of groups, from 1 to the number of classes.
 
     Raises:
@@ -64,9 +60,6 @@ def cut(merges: Float[np.ndarray, "merges 4"], k: int) -> list[list[int]]:
 def agreement(groups: Groups, others: Groups) -> float:
     """Adjusted Rand index of two partitions: 1 if they are equal, 0 by chance on average (Hubert & Arabie 1985).
 
-    Args:
-        groups, others: partitions of the same classes.
-
     Raises:
         InputError: not partitions of the same classes.
 
@@ -83,11 +76,7 @@ def agreement(groups: Groups, others: Groups) -> float:
 
 
 def agreements(merges: Float[np.ndarray, "merges 4"], groups: Groups) -> Float[Tensor, " classes"]:
-    """`agreement` of the tree with given groups wherever it is cut: entry k - 1 is that of `cut(merges, k)`.
-
-    Args:
-        merges: a `tree`.
-        groups: a partition of its classes.
+    """`agreement` of a `tree` with given groups of its classes wherever it is cut: entry k - 1 is `cut(merges, k)`'s.
 
     Raises:
         InputError: no partition of the classes.
@@ -137,7 +126,6 @@ def cophenetic_correlation(merges: Float[np.ndarray, "merges 4"], distance: Matr
     (`Hierarchy.distance`, `wordnet_distance`), how well it is that tree.
 
     Args:
-        merges: a `tree`.
         distance: of the same classes, symmetric.
 
     Raises:
@@ -202,8 +190,7 @@ def off_diagonal(
 ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """The entries of both matrices for pairs of classes, each pair in both orders.
 
-    Raises:
-        InputError: matrices of different size.
+    Raises InputError: matrices of different size.
     """
     if first.shape != second.shape:
         raise InputError(f"matrices of {len(first)} and of {len(second)} classes cannot be compared")

@@ -73,8 +73,7 @@ def download(known: str, into: str, *, what: str, layouts: str) -> None:
         what: the data set, for the message.
         layouts: the files that would do, for the message.
 
-    Raises:
-        InputError: it cannot be had.
+    Raises InputError: it cannot be had.
     """
     try:
         _download(known, into, folder())

@@ -22,8 +22,7 @@ GREY = ("1", "L", "LA", *DEEP, *RANGELESS)
 def opened(file: str | BytesIO, what: str) -> Iterator["Image"]:
     """An image, of which only the header is read as yet. A file of far too many pixels counts as damaged.
 
-    Raises:
-        InputError: it cannot be opened, or what is done with it meanwhile fails.
+    Raises InputError: it cannot be opened, or what is done with it meanwhile fails.
     """
     from PIL import Image
 
@@ -49,8 +48,7 @@ def upright(image: Any) -> Any:
 def colour(image: Any, what: str) -> Any:
     """The image in RGB: greyscale in three equal channels, 16 bits brought to 8, transparency left away.
 
-    Raises:
-        InputError: 32-bit or floating-point pixels, whose range no file tells.
+    Raises InputError: 32-bit or floating-point pixels, whose range no file tells.
     """
     from PIL import Image
 

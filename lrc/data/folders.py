@@ -61,8 +61,7 @@ def folder(
 def part_of(place: Path, split: str, *, size: int | None = None, **options: Any) -> "Folder":
     """One part of a folder with the parts `train` and `test` (or `val`), which have to be of the same classes.
 
-    Raises:
-        InputError: as `folder`; or the parts differ in their classes or, without `size`, in the side of the images.
+    Raises InputError: as `folder`; or the parts differ in their classes or, without `size`, in the side of the images.
     """
     named = next((name for name in TESTS if (place / name).exists()), split)
     part = place / (named if split == "test" else split)

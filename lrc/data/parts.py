@@ -117,8 +117,7 @@ def parted(
 ) -> Images:
     """The part of `subpopulations` that is called "source" or "target".
 
-    Raises:
-        InputError: as `subpopulations`, or another part.
+    Raises InputError: as `subpopulations`, or another part.
     """
     if part not in PARTS:
         raise InputError(f"no part {part!r} of the sub-populations: there are source and target")

@@ -177,8 +177,7 @@ def draw(model: nn.Module, data: Images, images: int, *, eps: float, norm: str, 
 def check_surrogate(surrogate: nn.Module, model: nn.Module, data: Images) -> None:
     """Shows the surrogate one image.
 
-    Raises:
-        InputError: it is on another device than the network, or has other classes than the data.
+    Raises InputError: it is on another device than the network, or has other classes than the data.
     """
     check_network(surrogate)
     device, other = device_of(model, data), device_of(surrogate, data)

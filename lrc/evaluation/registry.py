@@ -34,8 +34,7 @@ def registry(eps: float) -> dict[str, Attack]:
 def choose(attacks: str | Iterable[str] | Mapping[str, Attack], *, eps: float, norm: str) -> dict[str, Attack]:
     """The attacks called by these names, or those given with names of their own.
 
-    Raises:
-        InputError: a name that no attack has, or none in this norm; "clean" or "worst case" as a name; no function.
+    Raises InputError: a name that no attack has, or none in this norm; "clean" or "worst case" as a name; no function.
     """
     if isinstance(attacks, Mapping):
         for name, attack in attacks.items():

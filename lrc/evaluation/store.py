@@ -84,8 +84,7 @@ class Store:
             name: of the attack.
             call: the attack with its options.
 
-        Raises:
-            InputError: a file is damaged, or belongs to another attack or run.
+        Raises InputError: a file is damaged, or belongs to another attack or run.
         """
         if self.folder is None:
             return []

@@ -47,8 +47,7 @@ def tensorboard_log(folder: Path | None, *, epochs: int) -> Iterator[Callable[[R
         folder: for the log.
         epochs: done already; what an earlier log says of later ones is taken back.
 
-    Raises:
-        InputError: TensorBoard is not installed.
+    Raises InputError: TensorBoard is not installed.
     """
     if folder is None:
         yield lambda record: None

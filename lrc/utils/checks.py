@@ -228,8 +228,7 @@ def check_logits(z: object, count: int, *, classes: int | None = None, values: b
 def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
     """While the network runs on x: an error of its own code becomes one line that says what it was given.
 
-    Raises:
-        InputError: from the error; running out of memory is left as it is.
+    Raises InputError: from the error; running out of memory is left as it is.
     """
     try:
         yield

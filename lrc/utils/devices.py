@@ -10,8 +10,7 @@ from lrc.utils.errors import InputError
 def device() -> torch.device:
     """The device that `LRC_DEVICE` names, by default the accelerator that PyTorch finds, else the CPU.
 
-    Raises:
-        InputError: PyTorch does not know the device, or cannot use it here.
+    Raises InputError: PyTorch does not know the device, or cannot use it here.
     """
     if not (named := os.environ.get("LRC_DEVICE")):
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -72,8 +72,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         wait: for another process or thread that has it.
 
-    Raises:
-        InputError: another process or thread has it, or the folder cannot be written.
+    Raises InputError: another process or thread has it, or the folder cannot be written.
     """
     place, own = (folder / LOCK).resolve(), (os.getpid(), threading.get_ident(), object())
     holder = _held.setdefault(place, own)
@@ -134,8 +133,7 @@ def read_json(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
         path: of the file.
         unsealed: take a file without a digest too, as people write them. A digest that is there is verified.
 
-    Raises:
-        InputError: the file is missing, damaged, or of another format.
+    Raises InputError: the file is missing, damaged, or of another format.
     """
     return _read(path, lambda content: _objects([content])[0], unsealed=unsealed)
 
@@ -180,8 +178,7 @@ def load_tensors(path: Path, *, unsealed: bool = False, facts: Mapping[str, str]
         path, unsealed: as in `read_json`.
         facts: texts that have to be beside the tensors.
 
-    Raises:
-        InputError: as `read_json`, or the facts are others.
+    Raises InputError: as `read_json`, or the facts are others.
     """
     from safetensors import safe_open
 

@@ -58,8 +58,7 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     were in, and tensors that a forward pass stored as attributes are gone. Lists and dictionaries that a network keeps
     of its own accord are its own: what it adds to them stays.
 
-    Raises:
-        InputError: a lazy layer, whose weights the first batch would make.
+    Raises InputError: a lazy layer, whose weights the first batch would make.
     """
     own = modules(model)
     _refuse_lazy(own)

@@ -17,8 +17,7 @@ COUNT = ("num_classes", "classes", "n_classes", "num_labels")  # what functions 
 def network(spec: str, arguments: Mapping[str, Any], *, classes: int | None = None) -> Any:
     """The network that the user's function or class builds; with a number of classes where it takes one.
 
-    Raises:
-        InputError: nothing of that name, an error in the user's code, or something that is no network.
+    Raises InputError: nothing of that name, an error in the user's code, or something that is no network.
     """
     from torch import nn
 

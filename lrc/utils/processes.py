@@ -37,8 +37,7 @@ def join(device: torch.device, *, precision: str = "float32") -> Fabric:
         device: where this process computes; under `torchrun` only its kind counts, and each gets one of its own.
         precision: "float32" or "bf16".
 
-    Raises:
-        InputError: another precision.
+    Raises InputError: another precision.
     """
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -78,11 +77,7 @@ def _quiet(package: str) -> Iterator[None]:
 
 
 def place(fabric: Fabric | None) -> tuple[int, int]:
-    """Number of this process, and how many there are.
-
-    Raises:
-        InputError: something else than `join` gives.
-    """
+    """Number of this process, and how many there are. Raises InputError: something else than `join` gives."""
     if fabric is not None and not hasattr(fabric, "global_rank"):
         raise InputError(f"fabric must be what lrc.utils.processes.join gives, not {type(fabric).__name__}")
     return (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)

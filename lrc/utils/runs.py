@@ -33,8 +33,7 @@ def same_run(
         place: folder or file of the run that is there, for the message.
         mend: what the user can do.
 
-    Raises:
-        InputError: they differ; the message names the entries.
+    Raises InputError: they differ; the message names the entries.
     """
     if differ := differences(there, wanted):
         raise InputError(f"{place} holds another run, which differs in {', '.join(differ)}: {mend}")

@@ -51,11 +51,7 @@ def cross_entropy(
 
 
 def behind_jpeg(model: nn.Module, x: Pixels, y: Labels, x_adv: Pixels) -> Scalar:
-    """Cross-entropy of a network that compresses its input itself.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Cross-entropy of a network that compresses its input itself. Raises InputError: it does not."""
     if not any(isinstance(module, JPEG) for module in model.modules()):
         raise InputError("the network has no layer of JPEG: build it as lrc.models.build(name, jpeg=50)")
     return cross_entropy(model, x, y, x_adv)

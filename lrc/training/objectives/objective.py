@@ -158,8 +158,7 @@ def wide(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """The inputs of the last linear layer, captured while the context lasts.
 
-    Raises:
-        InputError: there is no linear layer, or the network is compiled.
+    Raises InputError: there is no linear layer, or the network is compiled.
     """
     refuse_compiled(model)
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]

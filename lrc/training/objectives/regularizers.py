@@ -266,8 +266,7 @@ def aside(model: nn.Module, x: Pixels) -> Logits:
 def membership(groups: Groups, z: Logits) -> Float[Tensor, "groups classes"]:
     """1 where the class stands in the group, in the type and on the device of the logits z.
 
-    Raises:
-        InputError: a class that z does not have or that stands in two groups, or an empty group.
+    Raises InputError: a class that z does not have or that stands in two groups, or an empty group.
     """
     check_rows("logits", z)
     groups, classes = listed(groups), z.shape[1]
