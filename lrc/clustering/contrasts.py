@@ -126,8 +126,7 @@ def random_contrasts(
     if not callable(build):
         raise InputError(f"build must be a function of a generator, not {type(build).__name__}")
     check_generator(generator)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or Generator().manual_seed(0)
     maps = (_built(build, generator) for _ in range(n))
     matrices = (class_correlation(W if isinstance(W, Tensor) else linear_map(W), centre=centre) for W in maps)
     return torch.tensor([contrast(C, groups) for C in matrices], dtype=torch.float64)

@@ -110,8 +110,7 @@ def bootstrap(
         raise InputError(
             f"the statistic gives no number of samples {tuple(samples.shape)}: {first_line(error)}"
         ) from error
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or Generator().manual_seed(0)
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a statistic that does not vary, which is dealt with below

@@ -191,8 +191,7 @@ def random_splits(
     check_whole("samples", samples, 1)
     if coarse is None:
         coarse = torch.zeros_like(given)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or Generator().manual_seed(0)
     keys = torch.rand(samples, len(given), generator=generator, device=generator.device).cpu()
     order = (keys.double() + coarse).argsort(1)  # coarse group by coarse group, at random within each
     splits = torch.empty_like(order)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrc.data.decoding import colour, opened, upright
-from lrc.data.folders import check_side, of_files
+from lrc.data.folders import check_side, common_side, of_files
 from lrc.data.images import Images
 from lrc.utils.errors import InputError
 
@@ -42,7 +42,8 @@ def as_images(data: Any, *, count: Count | None = None) -> Images:
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple | list):
         return _arrays(data[0], data[1], names, count)
     if getattr(data, "samples", None) and names and getattr(data, "transform", None) is None:
-        return of_files(data.samples, names, size=_side(data.samples), hierarchy=None, workers=None)
+        side = common_side([file for file, _ in data.samples])
+        return of_files(data.samples, names, size=side, hierarchy=None, workers=None)
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise InputError(
             f"the images must be lrc.Images, not {type(data).__name__}; or (x, y), a DataLoader, a dataset, a name"
@@ -82,12 +83,6 @@ def _names(data: Any) -> tuple[str, ...] | None:
     return tuple(map(str, found)) if found else None
 
 
-def _side(samples: Sequence[tuple[str, int]]) -> int:
-    from lrc.data.folders import common_side
-
-    return common_side([file for file, _ in samples])
-
-
 def _one_size(images: Sequence[Any]) -> Any:
     """Images of one size, as one array."""
     arrays = [np.asarray(colour(upright(x), "an image") if hasattr(x, "getexif") else x) for x in images]
@@ -123,12 +118,9 @@ def grey(images: Images) -> Images:
     if images.x.shape[1] == 1:
         return images
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    x = [(some.float() * weights).sum(1, keepdim=True).round().byte() for some, _ in images.read(_slices(len(images)))]
+    parts = [slice(start, start + 500) for start in range(0, len(images), 500)]
+    x = [(some.float() * weights).sum(1, keepdim=True).round().byte() for some, _ in images.read(parts)]
     return Images(torch.cat(x), images.y, images.classes, images.hierarchy)
-
-
-def _slices(n: int, size: int = 500) -> list[slice]:
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def is_stored(place: Path) -> bool:

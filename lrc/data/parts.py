@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -107,22 +108,14 @@ def cifar20(
     return parted(cifar100(split, root=root), part, superclasses=chosen, held_out=held_out, choice=choice)
 
 
-def parted(
-    images: Images,
-    part: str,
-    *,
-    held_out: int = 1,
-    choice: int | None = None,
-    superclasses: Sequence[str] | None = None,
-) -> Images:
-    """The part of `subpopulations` that is called "source" or "target".
+def parted(images: Images, part: str, **options: Any) -> Images:
+    """The part of `subpopulations`, with its options, that is called "source" or "target".
 
     Raises InputError: as `subpopulations`, or another part.
     """
     if part not in PARTS:
         raise InputError(f"no part {part!r} of the sub-populations: there are source and target")
-    both = subpopulations(images, held_out=held_out, choice=choice, superclasses=superclasses)
-    return both[PARTS.index(part)]
+    return subpopulations(images, **options)[PARTS.index(part)]
 
 
 def _groups(images: Images, superclasses: Sequence[str] | None) -> list[tuple[str, list[int]]]:

@@ -74,7 +74,25 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class Classifier(nn.Module):
+    """What the networks share: one linear layer on features, which are those of the `stack` if not said otherwise."""
+
+    stack: nn.Sequential
+    fc: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_shape = (3, 32, 32)
+
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
+        """What the last linear layer sees."""
+        return self.stack(x)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.fc(self.features(x))
+
+
+class ResNet(Classifier):
     """Residual network for 32 x 32 images, of any depth and width, with global average pooling and one linear layer.
 
     Args:
@@ -102,7 +120,6 @@ class ResNet(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = (3, 32, 32)
         self.normalize = Normalize(mean, std)
         self.stem, self.bn = _stem(width, stem), nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
@@ -124,11 +141,8 @@ class ResNet(nn.Module):
         x = F.relu(self.bn(self.stem(self.normalize(x))))
         return self.pool(self.stages(x)).flatten(1)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        return self.fc(self.features(x))
 
-
-class VGG(nn.Module):
+class VGG(Classifier):
     """3 x 3 convolutions with batch norm, ReLU and max pooling, and one linear layer (Simonyan & Zisserman, 2015).
 
     Args:
@@ -148,7 +162,6 @@ class VGG(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = (3, 32, 32)
         stack: list[nn.Module] = [Normalize(mean, std)]
         inputs = 3
         for outputs in layers:
@@ -161,15 +174,8 @@ class VGG(nn.Module):
         self.fc = skip_init(nn.Linear, inputs, classes)
         initialize(self, generator)
 
-    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
-        """What the last linear layer sees."""
-        return self.stack(x)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        return self.fc(self.features(x))
-
-
-class AlexNet(nn.Module):
+class AlexNet(Classifier):
     """Five convolutions, the first two of 5 x 5, three overlapping max poolings, and two linear layers.
 
     After Krizhevsky et al., 2012, at the size of 32 x 32 images; with batch norm, so that it trains by the recipes
@@ -191,7 +197,6 @@ class AlexNet(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = (3, 32, 32)
         stack: list[nn.Module] = [Normalize(mean, std)]
         inputs = 3
         for times, kernel, stride in ((1, 5, 2), (2, 5, 1), (3, 3, 1), (3, 3, 1), (2, 3, 1)):
@@ -208,9 +213,6 @@ class AlexNet(nn.Module):
         """What the last linear layer sees."""
         return F.relu(self.hidden(self.stack(x)))
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        return self.fc(self.features(x))
-
 
 class DenseLayer(nn.Module):
     """Batch norm, ReLU and a 3 x 3 convolution, whose output is put beside the input (Huang et al., 2017)."""
@@ -223,7 +225,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Classifier):
     """Blocks of layers that each see all layers before them in the block, and one linear layer (Huang et al., 2017).
 
     Args:
@@ -246,7 +248,6 @@ class DenseNet(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = (3, 32, 32)
         inputs = 2 * growth
         stack: list[nn.Module] = [Normalize(mean, std), _stem(inputs, stem)]
         for i, depth in enumerate(blocks):
@@ -259,13 +260,6 @@ class DenseNet(nn.Module):
         self.stack = nn.Sequential(*stack)
         self.fc = skip_init(nn.Linear, inputs, classes)
         initialize(self, generator)
-
-    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
-        """What the last linear layer sees."""
-        return self.stack(x)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        return self.fc(self.features(x))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Terms on the weights take each layer's as a matrix W with one row an output channel; biases and batch norm have none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +191,8 @@ def parseval(model: nn.Module, inputs: TermInputs) -> Scalar:
 
     Source: Cisse et al., *Parseval networks* (2017), section 4.
     """
-    return _sum(_distance(k**0.5 * tall(W)) / (4 * k) for W, k in zip(matrices(model), _positions(model), strict=True))
+    positions = (p[0, 0].numel() for p in model.parameters() if p.dim() > 1)
+    return _sum(_distance(k**0.5 * tall(W)) / (4 * k) for W, k in zip(matrices(model), positions, strict=True))
 
 
 @typed
@@ -205,20 +206,12 @@ def spectral_norm(model: nn.Module, inputs: TermInputs, *, iterations: int = 2) 
 
 def matrices(model: nn.Module) -> Iterator[Float[Tensor, "outputs inputs"]]:
     """The weights of more than one dimension, each as a matrix, in at least float32."""
-    return (wide(p).flatten(1) for p in _weights(model))
+    return (wide(p).flatten(1) for p in model.parameters() if p.dim() > 1)
 
 
 def tall(W: Float[Tensor, "rows columns"]) -> Float[Tensor, "long short"]:
     """W or its transpose, so that it has at least as many rows as columns."""
     return W if len(W) >= W.shape[1] else W.T
-
-
-def _weights(model: nn.Module) -> Iterator[Tensor]:
-    return (p for p in model.parameters() if p.dim() > 1)
-
-
-def _positions(model: nn.Module) -> Iterator[int]:
-    return (p[0, 0].numel() for p in _weights(model))
 
 
 def _distance(W: Tensor) -> Tensor:
@@ -230,27 +223,25 @@ def _distance(W: Tensor) -> Tensor:
 def _eigenvalue(W: Tensor, inputs: TermInputs, iterations: int) -> Tensor:
     """The largest absolute eigenvalue of W^T W - I."""
     with torch.autocast(W.device.type, enabled=False):
-        v = F.normalize(_gaussian((W.shape[1],), W, inputs.generator), dim=0)
-        with torch.no_grad():
-            for _ in range(iterations):
-                v = F.normalize(W.T @ (W @ v) - v, dim=0)
+        v = _dominant(lambda v: W.T @ (W @ v) - v, W, inputs.generator, iterations)
         return torch.linalg.vector_norm(W.T @ (W @ v) - v)
 
 
 def _singular_value(W: Tensor, inputs: TermInputs, iterations: int) -> Tensor:
     """The largest singular value of W."""
     with torch.autocast(W.device.type, enabled=False):
-        v = F.normalize(_gaussian((W.shape[1],), W, inputs.generator), dim=0)
-        with torch.no_grad():
-            for _ in range(iterations):
-                v = F.normalize(W.T @ (W @ v), dim=0)
+        v = _dominant(lambda v: W.T @ (W @ v), W, inputs.generator, iterations)
         return torch.linalg.vector_norm(W @ v)
 
 
-def _gaussian(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Float[Tensor, "*shape"]:
-    """Standard normal numbers for the device and in the type of `like`, from a generator on any device."""
-    device = generator.device if generator is not None else like.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+@torch.no_grad()
+def _dominant(times: Callable[[Tensor], Tensor], W: Tensor, generator: Generator | None, iterations: int) -> Tensor:
+    """A vector near the dominant eigenvector of a matrix that multiplies by `times`, from a generator on any device."""
+    device = W.device if generator is None else generator.device
+    v = F.normalize(torch.randn(W.shape[1], generator=generator, device=device, dtype=W.dtype).to(W.device), dim=0)
+    for _ in range(iterations):
+        v = F.normalize(times(v), dim=0)
+    return v
 
 
 def _sum(values: Iterator[Tensor]) -> Tensor:
