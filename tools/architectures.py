@@ -4,19 +4,22 @@ python tools/architectures.py [NAME ...] [--again] [--minutes N] [--library NAME
 
 All builders of torchvision; where they are installed (`pip install -e '.[test,architectures]'`), the smallest member of
 each family of timm and the image classifiers of transformers, small and from their configurations. Takes hours of one
-core and up to 12 GB. Each row is appended to book/architectures.jsonl, and a run that was broken off goes on where it
-stopped; `--again` measures anew what was not taken.
+core and up to 12 GB. Each row is appended to book/architectures.jsonl, so that a run that was broken off goes on where
+it stopped, and rows of several machines may be put together; `--again` measures anew what was not taken, `--minutes 0`
+only writes the page.
 """
 
 import argparse
 import copy
 import json
 import re
+import signal
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +50,8 @@ SIZES = set(
     "pruned legacy rw tf tv ti jx short tall wide plus".split()
 )
 """Words of timm's names that say no more than how large a network is, or who trained it."""
+LONGEST = 30.0
+"""Minutes that one network may take."""
 TINY = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "image_size": 64,
@@ -155,26 +160,54 @@ class Uninitialized(TorchFunctionMode):
         return args[0] if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_) else func(*args, **(kwargs or {}))
 
 
-def measure(build: Builder, *, passes: bool) -> dict[str, Any]:
+class Late(BaseException):
+    """No Exception: what the linearizer catches on its way is not to stop it."""
+
+
+@contextmanager
+def limited(minutes: float) -> Iterator[None]:
+    """Raises Late in what takes longer, once the operation that runs is done."""
+
+    def stop(*_: Any) -> None:
+        raise Late(f"took longer than {minutes:g} minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure(build: Builder, *, passes: bool, minutes: float = LONGEST) -> dict[str, Any]:
     """A row of the table, but for names."""
     row: dict[str, Any] = {"status": "no classifier"}
     try:
-        usual = fitting(build, (None,)) if passes else None
-        row |= {} if usual is None else cost(*usual)
-        found = fitting(build, SIDES, usual)
-        if found is None:
-            return row
-        model, shape = found
-        row |= {"side": shape[-1], "parameters": count(model)}
-        row["errors"] = [float(f"{error:.1e}") for error in errors(model, shape)]
-        if max(row["errors"]) > 1e-8:
-            row["rounding"] = float(f"{rounding(model, shape):.1e}")
-        row["status"] = "taken" if right(row) else "wrong"
+        with limited(minutes):
+            fill(row, build, passes=passes)
     except lrc.InputError as error:
         row |= {"status": "refused", "reason": str(error)}
+    except Late as error:
+        row |= {"status": "failed", "reason": str(error)}
     except Exception as error:  # whatever the network, the package or the oracle raises is a result
         row |= {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
     return row
+
+
+def fill(row: dict[str, Any], build: Builder, *, passes: bool) -> None:
+    """Puts what is found into the row as it is found."""
+    usual = fitting(build, (None,)) if passes else None
+    row |= {} if usual is None else cost(*usual)
+    found = fitting(build, SIDES, usual)
+    if found is None:
+        return
+    model, shape = found
+    row |= {"side": shape[-1], "parameters": count(model)}
+    row["errors"] = [float(f"{error:.1e}") for error in errors(model, shape)]
+    if max(row["errors"]) > 1e-8:
+        row["rounding"] = float(f"{rounding(model, shape):.1e}")
+    row["status"] = "taken" if right(row) else "wrong"
 
 
 def right(row: dict[str, Any]) -> bool:
@@ -266,7 +299,7 @@ def distance(a: Tensor, b: Tensor, size: float) -> float:
 HEADER = """# Architectures
 
 `lrc.linearize` on classification networks with random weights and random batch statistics, at small images.
-`make architectures` made this page on {date}, with torch {torch}, {libraries}.
+`make architectures` made this page, the newest row on {date}, with {versions}.
 
 What is taken is compared, in float64, with an oracle that knows nothing of graphs: a mode of PyTorch that replaces each
 operation by its linear stand-in while the network runs. The error is the largest, relative to the largest entry, of W
@@ -279,8 +312,8 @@ larger ones out. Those of transformers have two layers, where they can. Stars: m
 usual size with batch norm folded, by superposition and by three rows of W against backward passes. Daggers: plain
 backward passes of this network with random weights differ by as much among themselves.
 
-| | networks | taken | refused | wrong | largest error | linearized in 10 passes or fewer |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| | networks | taken | refused | failed | wrong | largest error | linearized in 10 passes or fewer |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 TABLE = """
 ## {0}
@@ -295,16 +328,16 @@ def page(rows: list[dict[str, Any]]) -> str:
     rows = [row for row in rows if row["status"] != "no classifier"]
     names = [name for name in LIBRARIES if any(row["library"] == name for row in rows)]
     of = {name: [row for row in rows if row["library"] == name] for name in names}
+    libraries = [("torch", [row["torch"] for row in rows])]
+    libraries += [(name, [row["version"] for row in some]) for name, some in of.items()]
     text = HEADER.format(
-        libraries=", ".join(f"{name} {of[name][-1]['version']}" for name in names),
-        torch=rows[-1]["torch"],
-        date=max(row["date"] for row in rows),
+        date=max(row["date"] for row in rows), versions=", ".join(f"{name} {counted(some)}" for name, some in libraries)
     )
     for name, some in of.items():
         statuses, taken = Counter(row["status"] for row in some), [row for row in some if row["status"] == "taken"]
         worst = max((max(row["errors"]) for row in taken), default=0.0)
         passes = [row["passes"] for row in taken if "passes" in row]
-        counts = [len(some), len(taken), statuses["refused"], statuses["wrong"] + statuses["failed"]]
+        counts = [len(some), *(statuses[status] for status in ("taken", "refused", "failed", "wrong"))]
         quick = f"{sum(n <= 10 for n in passes)} of {len(passes)}"
         text += f"| {name} | {' | '.join(map(str, counts))} | {worst:.0e} | {quick} |\n"
     reasons = [
@@ -314,6 +347,16 @@ def page(rows: list[dict[str, Any]]) -> str:
     ]
     text += "\n## Not taken\n\n| network | why |\n| --- | --- |\n" + "".join(reasons) if reasons else ""
     return text + "".join(TABLE.format(name) + "".join(map(line, sorted(of[name], key=named))) for name in names)
+
+
+def counted(versions: list[str]) -> str:
+    """The version; if there are several, each with how many of the rows it made."""
+    rows = Counter(versions)
+    return (
+        next(iter(rows))
+        if len(rows) == 1
+        else " and ".join(f"{v} ({n} of {len(versions)})" for v, n in sorted(rows.items()))
+    )
 
 
 def escaped(reason: str) -> str:
@@ -346,6 +389,7 @@ def main() -> None:
     parser.add_argument("--library", choices=LIBRARIES, action="append", help="only of these")
     parser.add_argument("--again", action="store_true", help="also what was measured and not taken")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so many")
+    parser.add_argument("--each", type=float, default=LONGEST, help="minutes that one network may take")
     options, done, end = parser.parse_args(), recall(), time.monotonic()
     end += 60 * options.minutes
     for library in options.library or LIBRARIES:
@@ -369,12 +413,12 @@ def main() -> None:
                         "library": library,
                         "name": name,
                         **versions,
-                        **measure(build, passes=library != "transformers"),
+                        **measure(build, passes=library != "transformers", minutes=options.each),
                     }
-                done[library, name] = row
                 print(json.dumps(row), flush=True)
                 with ROWS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+    done = recall()  # with what others have appended meanwhile
     ROWS.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(done.items())), encoding="utf-8")
     PAGE.write_text(page([done[key] for key in sorted(done)]), encoding="utf-8")
 

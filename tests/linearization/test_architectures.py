@@ -1,6 +1,7 @@
 """Every classification builder of torchvision, shrunk: an affine network, whose W is its Jacobian."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -199,5 +200,23 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert "which is the gate is not clear" in found[1]["reason"]
     assert architectures.PAGE.read_text(encoding="utf-8").count("| b |") == 2
     assert capsys.readouterr().out.count("\n") == 3
-    monkeypatch.setattr(architectures, "measure", lambda build, passes: pytest.fail("measured twice"))
+    monkeypatch.setattr(architectures, "measure", lambda build, passes, minutes: pytest.fail("measured twice"))
     architectures.main()
+
+
+def test_what_takes_too_long_is_a_row_too():
+    class Slow(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(5)
+            return super().forward(x)
+
+    row = architectures.measure(Slow, passes=False, minutes=0.005)
+    assert row == {"status": "failed", "reason": "took longer than 0.005 minutes"}
+    assert architectures.measure(Odd, passes=False, minutes=1)["status"] == "refused"
+
+
+def test_rows_of_several_versions_are_said_to_be_such():
+    row = {"library": "timm", "status": "taken", "errors": [0.0], "date": "2026-01-01", "version": "1.0"}
+    old, new = row | {"name": "a", "torch": "2.11"}, row | {"name": "b", "torch": "2.15"}
+    assert "with torch 2.11 (1 of 3) and 2.15 (2 of 3), timm 1.0." in architectures.page([new, old, new])
+    assert "with torch 2.15, timm 1.0." in architectures.page([new])
