@@ -6,7 +6,7 @@ feature or a gate, a tensor carries what it would be in other roles: `gate`, wit
 scores without content; whether it is a `scale` made of norms. A product then takes the role that fits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ MOVES = {
     *("roll", "rot90", "repeat", "tile", "repeat_interleave", "index_select", "gather", "pad", "pixel_shuffle"),
     *("pixel_unshuffle", "channel_shuffle", "interpolate", "tril", "triu", "vstack", "view_as", "reshape_as"),
     *("expand_as", "type_as", "fold", "T", "mT", "type", "data", "native_channel_shuffle", "constant_pad_nd"),
-    *("upsample_nearest2d", "grid_sample", "half", "bfloat16", "neg", "masked_fill", "where"),
+    *("upsample_nearest2d", "grid_sample", "half", "bfloat16", "neg", "masked_fill", "where", "copy"),
 }
 LAYERS = {
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear"),
@@ -95,9 +95,9 @@ class Linear(TorchFunctionMode):
             return stand_in(func, args, kwargs)
         x = args[0] if args else kwargs.get("input")
         if plain in IDENTITY:
-            y = x if in_place else x.clone()
+            y = forget(x) if in_place else x.clone()
             y.rectified = plain == "relu"  # its square is an activation
-            return forget(y) if in_place else y
+            return y
         if plain in GATES:
             return self._gate(plain, x, args, kwargs, in_place)
         if plain in PRODUCTS:
@@ -135,14 +135,11 @@ class Linear(TorchFunctionMode):
         if all(r["scale"] or (plain in MEANS and r["even"]) for r in roles.values()):
             each(result, lambda y: setattr(y, "scale", True))
         gates = all(r["gate"] is not None for r in roles.values())
-        gates = gates and (
-            plain in PASSING | MEANS or (plain in LAYERS and all(r["rank"] == 4 for r in roles.values()))
-        )
+        gates = gates and (plain in PASSING | MEANS or (plain in LAYERS and all(r["shares"] for r in roles.values())))
         if gates:
             held = by_identity(before, (args, kwargs), {id(t): roles[t]["gate"] for t in deps})
-            rank = max(r["rank"] for r in roles.values())
             for y, z in zip(tensors(result), tensors(rerun(func, held), every=True), strict=False):
-                y.gate, y.rank = z, rank
+                become_gate(y, z, roles.values())
         if plain in PASSING:
             empties = {id(t): roles[t]["empty"] for t in deps}
             for i, y in enumerate(list(tensors(result))):
@@ -177,14 +174,16 @@ class Linear(TorchFunctionMode):
         deps = list(tensors((args, kwargs)))
         plain = "mul" if func.__name__.rstrip("_") in ("mul", "multiply", "__rmul__", "__imul__") else func.__name__
         if len(deps) == 1:
-            return self._through(func, plain, args, kwargs, func.__name__.endswith("_") or func.__name__ == "__imul__")
+            y = self._through(func, plain, args, kwargs, func.__name__.endswith("_") or func.__name__ == "__imul__")
+            if plain == "mul" and y is not deps[0]:
+                y.multiple_of = deps[0]
+            return y
         if deps[0] is deps[1]:
-            if deps[0].__dict__.get("rectified", False):
-                return deps[0].clone()
-            y = func(*args, **kwargs) * float("nan")
+            rectified = deps[0].__dict__.get("rectified", False)  # whose square is an activation, and even too
+            y = deps[0].clone() if rectified else func(*args, **kwargs) * float("nan")
             y.even = True
             if (gate := role(deps[0])["gate"]) is not None:
-                y.gate, y.rank = gate * gate, role(deps[0])["rank"]
+                become_gate(y, gate * gate, [role(deps[0])])
             return y
         scales = [t for t in deps if role(t)["scale"]]
         deps = [t for t in deps if not role(t)["scale"]]
@@ -197,8 +196,8 @@ class Linear(TorchFunctionMode):
             instead |= {id(t): role(t)["gate"] for t in deps if t is not values[0]}
             y = rerun(func, by_identity((args, kwargs), (args, kwargs), instead))
         if all(role(t)["gate"] is not None for t in deps) and len(deps) > 1:  # a product of gates is one
-            y.gate = rerun(func, by_identity((args, kwargs), (args, kwargs), {id(t): role(t)["gate"] for t in deps}))
-            y.rank = max(ranks)
+            gate = rerun(func, by_identity((args, kwargs), (args, kwargs), {id(t): role(t)["gate"] for t in deps}))
+            become_gate(y, gate, map(role, deps))
         if plain == "mul":
             y.empty = lambda: sum(role(t)["empty"]() for t in deps)
         return y
@@ -216,7 +215,7 @@ class Linear(TorchFunctionMode):
                 y.scale = role(divisor)["scale"]
                 gates = [role(t)["gate"] for t in (first, divisor) if isinstance(t, Tensor)]
                 if len(gates) == 2 and all(gate is not None for gate in gates):  # shares of several softmaxes
-                    y.gate, y.rank = torch.div(*gates), max(role(first)["rank"], role(divisor)["rank"])
+                    become_gate(y, torch.div(*gates), (role(first), role(divisor)))
             y.empty = lambda: torch.div(role(first)["empty"]() if isinstance(first, Tensor) else first, ones)
             return y
         return self._through(func, "div", args, kwargs, func.__name__.endswith("_"))
@@ -226,7 +225,7 @@ class Linear(TorchFunctionMode):
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         x, dim = args[0], kwargs.get("dim", [*args, None][1])
         y = x * float("nan")  # a softmax weighs something, or is worth nothing
-        y.gate, y.rank = uniform(role(x)["empty"](), dim), 4
+        y.gate, y.rank, y.shares = uniform(role(x)["empty"](), dim), 4, True
         return y
 
     def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -257,10 +256,10 @@ class Linear(TorchFunctionMode):
         return torch.return_types.max((mean, mean.detach().long()))
 
     def _maximum(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        a, b = args
-        if not b.requires_grad or getattr(b, "multiple_of", None) is a:
-            return a.clone()
-        return b.clone() if not a.requires_grad else (a + b) / 2
+        for x, other in (args, args[::-1]):
+            if x.requires_grad and (not other.requires_grad or other is x or getattr(other, "multiple_of", None) is x):
+                return x.clone()
+        return (args[0] + args[1]) / 2
 
     def _where(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         condition, a, b = args if func is torch.where else (args[1], args[0], args[2])
@@ -283,6 +282,16 @@ class Linear(TorchFunctionMode):
         return args[0] + self._product(torch.matmul, args[1:3], {})
 
     _baddbmm = _addmm
+
+    def _lerp(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        with self:
+            return args[0] + (args[1] - args[0]) * args[2]
+
+    def _sort(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return torch.return_types.sort((args[0].clone(), args[0].detach().long()))
+
+    def _expand_as(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        return self._through(Tensor.expand, "expand", (args[0], args[1].shape), {}, False)
 
     def _glu(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         return args[0].chunk(2, kwargs.get("dim", [*args, -1][1]))[0].clone()
@@ -329,15 +338,22 @@ def by_formula(
 def role(t: Tensor) -> dict[str, Any]:
     """What a tensor is in other roles; of a constant, itself."""
     if not t.requires_grad and getattr(t, "of", None) is None:
-        return {"gate": t, "rank": 0, "empty": lambda: t, "scale": False, "even": False}
+        return {"gate": t, "rank": 0, "empty": lambda: t, "scale": False, "even": False, "shares": True}
     empty = t.__dict__.get("empty", lambda: torch.zeros_like(t).detach())
     rank = t.__dict__.get("rank", 0)
-    found = {name: t.__dict__.get(name, False) for name in ("scale", "even")}
+    found = {name: t.__dict__.get(name, False) for name in ("scale", "even", "shares")}
     return {"gate": t.__dict__.get("gate"), "rank": rank, "empty": empty, **found}
 
 
+def become_gate(y: Tensor, value: Tensor, made_of: Iterable[dict[str, Any]]) -> None:
+    """Gives a tensor the role of a gate, as sure as the surest of those that it was made of."""
+    made_of = list(made_of)
+    y.gate, y.rank = value, max(part["rank"] for part in made_of)
+    y.shares = all(part["shares"] for part in made_of)  # heads that talk: of softmax alone
+
+
 def forget(t: Tensor) -> Tensor:
-    for name in ("gate", "rank", "empty", "scale", "even", "rectified", "of", "shifted"):
+    for name in ("gate", "rank", "shares", "empty", "scale", "even", "rectified", "of", "shifted", "multiple_of"):
         t.__dict__.pop(name, None)
     return t
 

@@ -237,7 +237,7 @@ def emptied(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
     if not isinstance(scores, fx.Node) or scores not in surgery.data:
         return scores
     inputs, operation = _inputs(surgery, scores), surgery.operation(scores)
-    if len(inputs) > 1 and operation in (operator.mul, torch.mul, Tensor.mul, torch.multiply):  # a mask in one stays
+    if len(inputs) > 1 and operation in ops.MULTIPLICATIONS:  # a mask in one stays
         return surgery.insert(gate, torch.add, *(emptied(surgery, n, gate) for n in inputs))
     divisors = surgery.data_among(others(scores)) if operation in ops.QUOTIENTS else []
     if (

@@ -178,8 +178,10 @@ def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
     """Modules get theirs when the graph is put together."""
     if node.target is operator.setitem:
         node.target = assigned
-    elif node.target in ("zero_", "fill_", torch.zero_, torch.fill_):
-        _fill(surgery, node)
+    elif node.target in ("zero_", "fill_", "copy_", torch.zero_, torch.fill_):
+        value = [*node.args[1:], *node.kwargs.values(), 0][0]
+        node.op, node.target, node.kwargs = "call_function", assigned, {}
+        node.args = (surgery.insert(node, torch.zeros_like, first(node)), ..., value)
     elif node.op == "call_method" and _method(str(node.target)):
         node.target = str(node.target).removesuffix("_")
     elif node.op == "call_function" and (node.target in OUT_OF_PLACE or _option(node) is True):
@@ -196,10 +198,3 @@ def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
 def _refuse(surgery: Surgery, node: fx.Node, reason: str) -> NoReturn:
     """Raises what neither a rule nor keeping would help."""
     raise InputError(f"cannot linearize {describe(surgery, node)}: it changes in place {reason}")
-
-
-def _fill(surgery: Surgery, node: fx.Node) -> None:
-    """zero_ and fill_ as a new tensor of the same shape."""
-    value = [*node.args[1:], *node.kwargs.values(), 0][0]
-    zeros = surgery.insert(node, torch.zeros_like, first(node))
-    node.op, node.target, node.args, node.kwargs = "call_function", torch.add, (zeros, value), {}

@@ -11,9 +11,9 @@ from lrc.linearization.surgery import Operation
 
 __all__ = [
     *("ACTIVATIONS", "ARRANGEMENTS", "AS", "ATTENTION", "AVERAGES", "BATCH_NORMS", "CASTS", "COMPARISONS", "COPIES"),
-    *("DEVIATIONS", "DROPOUT", "ELEMENTWISE", "LAYERS", "MASKS", "MATRIX_SUMS", "MAXIMA", "NORMS", "PADDINGS"),
-    *("POWERS", "PRODUCTS", "QUOTIENTS", "RELUS", "ROUNDING", "SATURATING", "SELF_GATED", "SHAPES", "SIGMOIDS"),
-    *("SOFTMAX", "SORTS", "SUMS", "WITH_BOUNDS"),
+    *("DEVIATIONS", "DROPOUT", "ELEMENTWISE", "LAYERS", "MASKS", "MATRIX_SUMS", "MAXIMA", "MULTIPLICATIONS", "NORMS"),
+    *("PADDINGS", "POWERS", "PRODUCTS", "QUOTIENTS", "RELUS", "ROUNDING", "SATURATING", "SELF_GATED", "SHAPES"),
+    *("SIGMOIDS", "SOFTMAX", "SORTS", "SUMS", "WITH_BOUNDS"),
 ]
 
 SIGMOIDS: list[Operation] = [
@@ -105,10 +105,11 @@ SUMS: list[Operation] = [
     *(operator.add, torch.add, Tensor.add, operator.sub, torch.sub, Tensor.sub, torch.subtract, torch.rsub),
     *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack),
 ]
+MULTIPLICATIONS: list[Operation] = [operator.mul, torch.mul, Tensor.mul, torch.multiply, Tensor.multiply]
+"""Number by number."""
 PRODUCTS: list[Operation] = [
-    *(operator.mul, torch.mul, Tensor.mul, torch.multiply, operator.matmul, torch.matmul, Tensor.matmul),
-    *(torch.mm, Tensor.mm, Tensor.multiply, torch.bmm, Tensor.bmm, torch.einsum, torch.mv, Tensor.mv, torch.dot),
-    torch.tensordot,
+    *(*MULTIPLICATIONS, operator.matmul, torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm),
+    *(torch.einsum, torch.mv, Tensor.mv, torch.dot, torch.tensordot),
 ]
 COMPARISONS: list[Operation] = [
     *(operator.gt, operator.ge, torch.gt, torch.ge, Tensor.gt, Tensor.ge, torch.greater, torch.greater_equal),

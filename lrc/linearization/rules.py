@@ -89,8 +89,9 @@ def _multiple(surgery: Surgery, node: Any, x: fx.Node) -> bool:
     """Whether a value is a constant, or a constant times x."""
     if node is x or node not in surgery.data:
         return True
-    times = surgery.operation(node) in (*ops.PRODUCTS, *ops.QUOTIENTS)
-    return times and len(surgery.data_among((node.args, node.kwargs))) == 1 and x in node.all_input_nodes
+    operation = surgery.operation(node)
+    times = operation in ops.MULTIPLICATIONS or (operation in ops.QUOTIENTS and first(node) is x)
+    return times and surgery.data_among((node.args, node.kwargs)) == [x]
 
 
 def largest(surgery: Surgery, node: fx.Node) -> None:

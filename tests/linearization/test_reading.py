@@ -332,6 +332,12 @@ FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "maximum, unpacked": (lambda m, x: torch.max(x, dim=2, keepdim=True)[0], lambda m, x: x.mean(2, True)),
     "maxout": (lambda m, x: torch.maximum(x[:, :2], x[:, 2:]), lambda m, x: (x[:, :2] + x[:, 2:]) / 2),
     "leaky by maximum": (lambda m, x: torch.maximum(x, 0.1 * x), SAME),
+    "leaky by maximum, of a quotient": (lambda m, x: torch.maximum(x / 4, x), SAME),
+    "maxout with a product of matrices": (lambda m, x: torch.maximum(x, x @ m.p), lambda m, x: (x + x @ m.p) / 2),
+    "copied into a tensor": (
+        lambda m, x: torch.empty_like(x).copy_(x[:, :1]).mul_(2),
+        lambda m, x: 2 * x[:, :1].expand_as(x),
+    ),
     "ReLU by max": (lambda m, x: torch.max(x, torch.zeros(())), SAME),
     "ReLU by where": (lambda m, x: torch.where(x > 0, x, 0.0), SAME),
     "ELU by where": (lambda m, x: torch.where(x >= 0, x, torch.exp(x) - 1), SAME),
