@@ -59,7 +59,7 @@ MOVES = {
     *("roll", "rot90", "repeat", "tile", "repeat_interleave", "index_select", "gather", "pad", "pixel_shuffle"),
     *("pixel_unshuffle", "channel_shuffle", "interpolate", "tril", "triu", "vstack", "view_as", "reshape_as"),
     *("expand_as", "type_as", "fold", "T", "mT", "type", "data", "native_channel_shuffle", "constant_pad_nd"),
-    *("upsample_nearest2d", "grid_sample", "half", "bfloat16", "neg", "masked_fill", "where", "copy"),
+    *("upsample_nearest2d", "grid_sample", "half", "bfloat16", "neg", "masked_fill", "where"),
 }
 LAYERS = {
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear"),
@@ -112,8 +112,8 @@ class Linear(TorchFunctionMode):
         before = substitute((args, kwargs), lambda t: t.clone()) if in_place else (args, kwargs)
         roles = {t: role(t) for t in deps}
         result = func(*args, **kwargs)
-        known = plain in PASSING | LAYERS | MEANS | {"__setitem__", "masked_fill", "zero", "fill"}
-        for y in tensors(result, every=True):
+        known = plain in PASSING | LAYERS | MEANS | {"__setitem__", "zero", "fill", "copy"}
+        for y in tensors(args[0] if plain == "__setitem__" else result, every=True):
             forget(y)
         if (source := next((t.of for t in deps if getattr(t, "of", None) is not None), None)) is not None:
             each(result, lambda y: None if y.requires_grad else setattr(y, "of", source))

@@ -154,10 +154,11 @@ def of_transformers() -> dict[str, Builder]:
 
 
 class Uninitialized(TorchFunctionMode):
-    """Leaves weights as the memory was: all of them are drawn anew."""
+    """Makes weights that all are drawn anew in no time: zeros, as initializers may draw again what is too large."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_) else func(*args, **(kwargs or {}))
+        drawing = func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)
+        return args[0].zero_() if drawing else func(*args, **(kwargs or {}))
 
 
 class Late(BaseException):

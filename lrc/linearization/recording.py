@@ -7,6 +7,7 @@ from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from lrc.linearization.tracing import PREFIX, RANDOM, Whole, is_leaf, kind, twin, unchecked
@@ -87,11 +88,11 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func in RANDOM:
             raise InputError(f"the network draws at random in its forward ({name}): no one map describes it")
-        if name in VALUES and any(node in self.images for node in self._found((args, kwargs))):
+        if name in VALUES and any(self._node(t) in self.images for t in _tensors((args, kwargs))):
             raise InputError(f"the network takes the values of a tensor that depends on the image ({name}){self._at()}")
         before = self._nodes((args, kwargs)) if name != "__get__" else ((args[0],), {})
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) or name == "__setitem__" or _has_tensors(result):
+        if name == "__setitem__" or _tensors(result):
             self._note(func, name, args, before, result)
         return result
 
@@ -133,7 +134,7 @@ class _Recorder(TorchFunctionMode):
             self._mark(result, node)
         elif isinstance(result, tuple | list | dict):
             for key, part in result.items() if isinstance(result, dict) else enumerate(result):
-                if isinstance(part, Tensor | tuple | list | dict):
+                if _tensors(part):
                     item = self.graph.call_function(operator.getitem, (node, key))
                     item.meta = node.meta
                     self.images.update({item} if node in self.images else ())
@@ -144,18 +145,7 @@ class _Recorder(TorchFunctionMode):
 
     def _nodes(self, value: Any) -> Any:
         """The value with the nodes of its tensors in their places."""
-        if isinstance(value, Tensor):
-            return self._node(value)
-        if isinstance(value, tuple):
-            parts = [self._nodes(part) for part in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if isinstance(value, list):
-            return [self._nodes(part) for part in value]
-        if isinstance(value, dict):
-            return {key: self._nodes(part) for key, part in value.items()}
-        if isinstance(value, slice):
-            return slice(self._nodes(value.start), self._nodes(value.stop), self._nodes(value.step))
-        return value
+        return map_aggregate(value, lambda v: self._node(v) if isinstance(v, Tensor) else v)
 
     def _node(self, tensor: Tensor) -> fx.Node:
         recorder, node = tensor.__dict__.get("_recorded", (None, None))
@@ -170,15 +160,6 @@ class _Recorder(TorchFunctionMode):
             self.nodes[path] = self.graph.create_node("get_attr", path)
         return self.nodes[path]
 
-    def _found(self, value: Any) -> Iterator[fx.Node]:
-        if isinstance(value, Tensor):
-            yield self._node(value)
-        elif isinstance(value, tuple | list):
-            for part in value:
-                yield from self._found(part)
-        elif isinstance(value, dict):
-            yield from self._found(list(value.values()))
-
     def _at(self) -> str:
         path, kind_of_owner = list(self.stack.values())[-1]
         path = path.removeprefix(PREFIX.rstrip(".")).removeprefix(".")
@@ -186,9 +167,10 @@ class _Recorder(TorchFunctionMode):
         return f" in the forward of {path or 'the network itself'} ({kind_of_owner.__name__}){way}"
 
 
-def _has_tensors(result: Any) -> bool:
-    parts = list(result.values()) if isinstance(result, dict) else result
-    return isinstance(parts, tuple | list) and any(isinstance(p, Tensor) or _has_tensors(p) for p in parts)
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_aggregate(value, lambda v: found.append(v) if isinstance(v, Tensor) else None)
+    return found
 
 
 @contextmanager
@@ -222,10 +204,8 @@ def _generalize(name: str, graph: fx.Graph, other: fx.Graph) -> None:
     x = next(iter(graph.nodes))
     for node, twin_node in zip(list(graph.nodes), other.nodes, strict=True):
         with graph.inserting_before(node):
-            merged = [
-                _merged(graph, x, a, b) for a, b in ((node.args, twin_node.args), (node.kwargs, twin_node.kwargs))
-            ]
-        node.args, node.kwargs = merged[0], merged[1]
+            node.args = _merged(graph, x, node.args, twin_node.args)
+            node.kwargs = _merged(graph, x, node.kwargs, twin_node.kwargs)
 
 
 def _merged(graph: fx.Graph, x: fx.Node, a: Any, b: Any) -> Any:

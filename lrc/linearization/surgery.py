@@ -14,19 +14,8 @@ from lrc.linearization.tracing import PREFIX, kind
 from lrc.utils.errors import InputError
 
 __all__ = [
-    "BatchNorm",
-    "Change",
-    "Operation",
-    "Pooling",
-    "Rule",
-    "Surgery",
-    "constant",
-    "describe",
-    "expression",
-    "first",
-    "identity",
-    "others",
-    "refuse",
+    *("BatchNorm", "Change", "Operation", "Pooling", "Rule", "Surgery", "constant", "describe", "expression", "first"),
+    *("identity", "others", "refuse"),
 ]
 
 BatchNorm = Literal["remove", "fold"]

@@ -215,6 +215,13 @@ def test_what_takes_too_long_is_a_row_too():
     assert architectures.measure(Odd, passes=False, minutes=1)["status"] == "refused"
 
 
+def test_initializers_that_draw_until_all_fits_come_to_an_end():
+    weights = torch.full((100,), 9.0)
+    with architectures.limited(0.05), architectures.Uninitialized():
+        for bounds in ((-2, 2), (-2, -1)):
+            nn.init.trunc_normal_(weights, std=0.02 if bounds[1] > 0 else 1, a=bounds[0], b=bounds[1])
+
+
 def test_rows_of_several_versions_are_said_to_be_such():
     row = {"library": "timm", "status": "taken", "errors": [0.0], "date": "2026-01-01", "version": "1.0"}
     old, new = row | {"name": "a", "torch": "2.11"}, row | {"name": "b", "torch": "2.15"}
