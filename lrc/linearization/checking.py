@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from lrc.linearization.operations import DROPOUT
-from lrc.linearization.tracing import logits
+from lrc.linearization.tracing import like, logits
 from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import modules, preserved, replaced
@@ -255,10 +255,8 @@ def _what_is_wrong(error: float) -> str:
 
 
 def _points(network: nn.Module, shape: Sequence[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
-    like = next(tensors, torch.empty((), dtype=torch.float64))
     pair = torch.randn(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    x, y = pair.to(like)
+    x, y = pair.to(like(network, pair))
     return x, y, (x + y) / 2
 
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,42 +19,35 @@ def write_out(surgery: Surgery) -> None:
     for node in list(surgery.graph.nodes):
         written = WRITTEN.get(surgery.operation(node))
         if written is not None and surgery.rule(node) is None and node not in surgery.kept:
-            with surgery.graph.inserting_before(node):
-                call = _Calls(surgery, node)
-                new = written(call, *node.args, **node.kwargs)
+            new = written(partial(surgery.insert, node), *node.args, **node.kwargs)
             if new is not None:
                 node.replace_all_uses_with(new)
                 surgery.graph.erase_node(node)
 
 
-class _Calls:
-    """Calls of functions as nodes in the place of another."""
-
-    def __init__(self, surgery: Surgery, node: fx.Node) -> None:
-        self.surgery, self.node = surgery, node
-
-    def __call__(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        return self.surgery.insert(self.node, function, *args)
-
-    def times(self, x: Any, factor: Any) -> Any:
-        return x if isinstance(factor, int | float) and factor == 1 else self(operator.mul, x, factor)
+Calls = Callable[..., Any]
+"""Inserts the call of a function, with its arguments, in the place of a node."""
 
 
-def _power(call: _Calls, input: Any, exponent: Any = 2) -> fx.Node | None:
+def _times(call: Calls, x: Any, factor: Any) -> Any:
+    return x if isinstance(factor, int | float) and factor == 1 else call(operator.mul, x, factor)
+
+
+def _power(call: Calls, input: Any, exponent: Any = 2) -> fx.Node | None:
     return call(operator.mul, input, input) if isinstance(exponent, int | float) and exponent == 2 else None
 
 
-def _matrices(call: _Calls, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> fx.Node:
+def _matrices(call: Calls, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> fx.Node:
     """A sum with a product of two, whose names (`mat1` and `mat2`, for one) are in the order of the alphabet."""
     product = call(torch.matmul, *factors, *(named[name] for name in sorted(named)))
-    return call(operator.add, call.times(input, beta), call.times(product, alpha))
+    return call(operator.add, _times(call, input, beta), _times(call, product, alpha))
 
 
-def _addcmul(call: _Calls, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> fx.Node:
-    return call(operator.add, input, call.times(call(operator.mul, tensor1, tensor2), value))
+def _addcmul(call: Calls, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> fx.Node:
+    return call(operator.add, input, _times(call, call(operator.mul, tensor1, tensor2), value))
 
 
-def _lerp(call: _Calls, input: Any, end: Any, weight: Any) -> fx.Node:
+def _lerp(call: Calls, input: Any, end: Any, weight: Any) -> fx.Node:
     return call(operator.add, input, call(operator.mul, call(operator.sub, end, input), weight))
 
 

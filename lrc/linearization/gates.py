@@ -1,7 +1,7 @@
 """Products of values that all depend on the image: which factor is a gate, and what a gate is set to."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from lrc.linearization import operations as ops
 from lrc.linearization.inplace import copied
 from lrc.linearization.surgery import Operation, Surgery, first, others, refuse
-from lrc.utils.errors import InputError
+from lrc.linearization.tracing import like
+from lrc.utils.errors import InputError, first_line
 
 __all__ = [
     *("UNIFORM", "emptied", "equal_shares", "filled", "gate_means", "glu", "is_scale", "product", "set_to_one"),
@@ -60,9 +61,7 @@ def product(surgery: Surgery, node: fx.Node) -> None:
     if len(factors) < 2:
         return
     if len(factors) == 2 and factors[0] is factors[1] and surgery.operation(factors[0]) in ops.RELUS:
-        surgery.note(node, "taken out", "activations are the identity")
-        node.replace_all_uses_with(factors[0])
-        return surgery.graph.erase_node(node)
+        return surgery.take_out(node, factors[0], "activations are the identity")
     scales = [factor for factor in set(factors) if is_scale(surgery, factor)]
     if len(scales) < len(set(factors)):
         for scale in scales:
@@ -142,8 +141,7 @@ def _passes(surgery: Surgery, node: fx.Node) -> bool:
 
 def glu(surgery: Surgery, node: fx.Node) -> None:
     """A gated linear unit: its first half times the sigmoid of its second, which is the gate."""
-    dim = _dimension(node, surgery.part(node.target) if node.op == "call_module" else None, default=-1)
-    halves = surgery.insert(node, torch.chunk, first(node), 2, dim)
+    halves = surgery.insert(node, torch.chunk, first(node), 2, *surgery.options(node, dim=-1))
     gate = surgery.insert(node, torch.sigmoid, surgery.insert(node, operator.getitem, halves, 1))
     if node in surgery.means:
         surgery.means[gate] = surgery.means[node]
@@ -181,7 +179,8 @@ def _inputs(surgery: Surgery, node: fx.Node) -> list[fx.Node]:
 def _is_gate(surgery: Surgery, node: fx.Node) -> bool:
     operation = surgery.operation(node)
     if operation in ops.WITH_BOUNDS:  # a hard sigmoid, or six times that
-        return _bounds(node)[0] in (0, -1) and isinstance(_bounds(node)[1], int | float)
+        low, high = surgery.options(node, min=None, max=None)
+        return low in (0, -1) and isinstance(high, int | float)
     if operation in ops.COMPARISONS:
         return first(node) in surgery.data and not surgery.data_among(others(node))
     if operation not in (nn.ReLU6, F.relu6):
@@ -190,18 +189,11 @@ def _is_gate(surgery: Surgery, node: fx.Node) -> bool:
     return isinstance(shifted, fx.Node) and surgery.operation(shifted) in ops.SUMS and 3 in shifted.args
 
 
-def _bounds(node: fx.Node) -> tuple[Any, Any]:
-    """What a call of clamp has as `min` and `max`."""
-    low, high = [*node.args[1:], None, None][:2]
-    return node.kwargs.get("min", low), node.kwargs.get("max", high)
-
-
 def _hold(surgery: Surgery, gate: fx.Node) -> None:
     """Puts the constant in the place of a gate."""
     operation, x = surgery.operation(gate), first(gate)
     if operation in ops.SOFTMAX:
-        module = surgery.part(gate.target) if gate.op == "call_module" else None
-        dim = -3 if operation is nn.Softmax2d else _dimension(gate, module)
+        dim = -3 if operation is nn.Softmax2d else surgery.options(gate, dim=None)[0]
         if dim is None:
             refuse(surgery, gate, "a softmax must say over which dimension it is taken: give dim")
         shares = surgery.insert(gate, equal_shares, emptied(surgery, x, gate), dim, dtype=gate.kwargs.get("dtype"))
@@ -219,17 +211,9 @@ def _hold(surgery: Surgery, gate: fx.Node) -> None:
 def _open(surgery: Surgery, gate: fx.Node) -> Any:
     """The value of a gate that is open."""
     operation = surgery.operation(gate)
-    if operation is nn.Hardtanh:
-        return surgery.part(gate.target).max_val
-    if operation is F.hardtanh:
-        return gate.args[2] if len(gate.args) > 2 else gate.kwargs.get("max_val", 1.0)
-    return _bounds(gate)[1] if operation in ops.WITH_BOUNDS else GATES[operation][1]
-
-
-def _dimension(node: fx.Node, module: nn.Module | None, *, default: int | None = None) -> Any:
-    """What a call or the module that it calls has as `dim`."""
-    given = [*node.args, default, default][1]
-    return node.kwargs.get("dim", given) if module is None else module.dim
+    if operation in (nn.Hardtanh, F.hardtanh, F.hardtanh_):
+        return surgery.options(gate, min_val=-1.0, max_val=1.0)[1]
+    return surgery.options(gate, min=None, max=None)[1] if operation in ops.WITH_BOUNDS else GATES[operation][1]
 
 
 def emptied(surgery: Surgery, scores: Any, gate: fx.Node) -> Any:
@@ -270,42 +254,39 @@ def filled(x: Float[Tensor, "*shape"], mean: Float[Tensor, "*means"]) -> Float[T
     return mean.to(x.dtype).expand_as(x)
 
 
-def gate_means(network: fx.GraphModule, images: Float[Tensor, "n *input"]) -> dict[str, Tensor]:
-    """Means over images of what may be a gate, by the name of its node; softmax always becomes equal shares.
+def gate_means(surgery: Surgery, network: fx.GraphModule, images: Float[Tensor, "n *input"]) -> None:
+    """Puts the means over images of what may be a gate into `surgery.means`; softmax always becomes equal shares.
 
     Of feature maps (n c h w) over images and positions, of anything else over images.
+
+    Args:
+        surgery: of the graph of the network.
+        network: runs a copy of that graph, with nothing taken out yet.
+        images: at least one.
 
     Raises:
         InputError: there are no images, or the network does not take them.
     """
     if len(images) == 0:
         raise InputError("gates: there are no images to take the means over: give at least one")
-    means: dict[str, Tensor] = {}
+    nodes = {node.name: node for node in surgery.graph.nodes}
 
     class Listening(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            for gate in _values(self, n, value):
-                means[n.name] = gate.mean((0, 2, 3) if gate.dim() == 4 else 0, keepdim=True)
+            value, node = super().run_node(n), nodes[n.name]
+            operation, gate = surgery.operation(node), None
+            if operation in (nn.GLU, F.glu):  # the gate inside
+                x: Any = self.map_nodes_to_values(first(n), n)
+                gate = torch.sigmoid(x.chunk(2, *surgery.options(node, dim=-1))[1])
+            elif operation in GATES and operation not in ops.SOFTMAX and value.is_floating_point():
+                gate = value
+            if gate is not None:
+                surgery.means[node] = gate.mean((0, 2, 3) if gate.dim() == 4 else 0, keepdim=True)
             return value
 
-    like = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), images)
     try:
         with torch.no_grad():
-            Listening(network).run(images.to(like))
+            Listening(network).run(images.to(like(network, images)))
     except Exception as error:  # runs the network's own code: anything may be raised
-        shape, reason = tuple(images.shape[1:]), (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"gates: the network does not take images of shape {shape} ({reason})") from error
-    return means
-
-
-def _values(run: fx.Interpreter, node: fx.Node, value: Any) -> Iterator[Tensor]:
-    """What a node gives if it is a gate; of a gated linear unit, the gate inside."""
-    module = run.fetch_attr(str(node.target)) if node.op == "call_module" else None
-    operation = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
-    operation = operation if module is None else type(module)
-    if operation in (nn.GLU, F.glu):
-        x: Any = run.map_nodes_to_values(first(node), node)
-        yield torch.sigmoid(x.chunk(2, _dimension(node, module, default=-1))[1])
-    elif operation in GATES and operation not in ops.SOFTMAX and value.is_floating_point():
-        yield value
+        shape = tuple(images.shape[1:])
+        raise InputError(f"gates: the network does not take images of shape {shape} ({first_line(error)})") from error

@@ -179,9 +179,10 @@ def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
     if node.target is operator.setitem:
         node.target = assigned
     elif node.target in ("zero_", "fill_", "copy_", torch.zero_, torch.fill_):
-        value = [*node.args[1:], *node.kwargs.values(), 0][0]
+        value: Any = [*node.args[1:], *node.kwargs.values(), 0][0]
+        everywhere: Any = ...
         node.op, node.target, node.kwargs = "call_function", assigned, {}
-        node.args = (surgery.insert(node, torch.zeros_like, first(node)), ..., value)
+        node.args = (surgery.insert(node, torch.zeros_like, first(node)), everywhere, value)
     elif node.op == "call_method" and _method(str(node.target)):
         node.target = str(node.target).removesuffix("_")
     elif node.op == "call_function" and (node.target in OUT_OF_PLACE or _option(node) is True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrc.linearization.checking import image_shape
 from lrc.linearization.jacobian import differentiated
 from lrc.linearization.network import linearize
+from lrc.linearization.tracing import like
 from lrc.utils.checks import check_network
 from lrc.utils.errors import InputError
 from lrc.utils.files import replacing
@@ -140,6 +141,4 @@ def _black_image(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
             f"{type(model).__name__} does not say what it takes: pass the shape of one image, as in "
             "linear_map(model, (3, 32, 32)), or give it an attribute input_shape"
         )
-    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
-    like = next(tensors, torch.empty(()))
-    return torch.zeros(1, *image_shape(shape), dtype=like.dtype, device=like.device)
+    return torch.zeros(1, *image_shape(shape)).to(like(model, torch.empty(())))

@@ -135,8 +135,7 @@ def linearize(
         read_right(_assemble(model, root, copy.deepcopy(graph)), Whole(twin(whole)), shape)
     if gates is not None:
         check_rows("gates", gates)
-        means = gate_means(_assemble(model, root, copy.deepcopy(graph)), gates)
-        surgery.means.update({node: means[node.name] for node in graph.nodes if node.name in means})
+        gate_means(surgery, _assemble(model, root, copy.deepcopy(graph)), gates)
     _operate(surgery, type(model).__name__)
     places = {node.name: describe(surgery, node) for node in surgery.data}
     linear = _assemble(model, root, graph)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
-from lrc.linearization.tracing import PREFIX, RANDOM, Whole, is_leaf, kind, twin, unchecked
+from lrc.linearization.tracing import PREFIX, RANDOM, Whole, is_leaf, kind, like, twin, unchecked
 from lrc.utils.errors import InputError, first_line
 
 OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
@@ -64,9 +64,7 @@ class _Recorder(TorchFunctionMode):
         self.images: set[fx.Node] = set()
 
     def run(self, n: int, shape: Sequence[int]) -> "_Recorder":
-        floating = (t for t in (*self.root.parameters(), *self.root.buffers()) if t.is_floating_point())
-        like = next(floating, torch.empty(()))
-        x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+        x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(like(self.root, torch.empty(())))
         node = self.graph.placeholder("x")
         self._mark(x, node)
         self.images.add(node)

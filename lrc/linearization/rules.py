@@ -58,9 +58,7 @@ def chosen(surgery: Surgery, node: fx.Node) -> None:
     compared = surgery.operation(condition) in ops.COMPARISONS and first(condition) is x
     if not compared or surgery.data_among(others(condition)) or not _elementwise(surgery, other, x):
         refuse(surgery, node, f"the image decides by {condition.name!r} which value is taken")
-    surgery.note(node, "taken out", "activations are the identity")
-    node.replace_all_uses_with(x)
-    surgery.graph.erase_node(node)
+    surgery.take_out(node, x, "activations are the identity")
     surgery.mark()
 
 
@@ -73,13 +71,10 @@ def _elementwise(surgery: Surgery, node: Any, x: fx.Node) -> bool:
 
 def larger(surgery: Surgery, node: fx.Node) -> None:
     """The larger of x and a multiple of it is an activation, the identity; of two values it is a pool: their mean."""
-    a: Any = first(node)
-    b: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
+    a, (b,) = first(node), surgery.options(node, other=None)
     for x, other in ((a, b), (b, a)):
         if x in surgery.data and _multiple(surgery, other, x):
-            surgery.note(node, "taken out", "activations are the identity")
-            node.replace_all_uses_with(x)
-            surgery.graph.erase_node(node)
+            surgery.take_out(node, x, "activations are the identity")
             return surgery.mark()
     surgery.replace(node, torch.mul, surgery.insert(node, torch.add, a, b), 0.5)
     return None
@@ -96,13 +91,12 @@ def _multiple(surgery: Surgery, node: Any, x: fx.Node) -> bool:
 
 def largest(surgery: Surgery, node: fx.Node) -> None:
     """The largest of several values, over positions or channels, is a pool: it becomes their mean."""
-    two = node.args[1] if len(node.args) > 1 else None
-    if surgery.operation(node) in (torch.max, Tensor.max) and (isinstance(two, fx.Node) or "other" in node.kwargs):
-        return larger(surgery, node)
-    dims = node.kwargs.get("dim", two)
-    keep = node.kwargs.get("keepdim", [*node.args, False, False, False][2])
-    if surgery.operation(node) in (torch.max, Tensor.max) and dims is not None:
-        _only_values(surgery, node)
+    dims, keep = surgery.options(node, dim=None, keepdim=False)
+    if surgery.operation(node) in (torch.max, Tensor.max):
+        if isinstance(dims, fx.Node) or "other" in node.kwargs:
+            return larger(surgery, node)
+        if dims is not None:
+            _only_values(surgery, node)
     surgery.replace(node, torch.mean, first(node), *([] if dims is None else [dims, keep]))
     return None
 
@@ -141,20 +135,13 @@ def masked(surgery: Surgery, node: fx.Node) -> None:
 def pad(surgery: Surgery, node: fx.Node) -> None:
     """Kept; what a maximum leaves out (-inf) is zero where that became a mean which counts its padding."""
     linear(surgery, node)
-    module = surgery.part(node.target) if node.op == "call_module" else None
-    value = getattr(module, "value", 0.0) if module else _options(node, pad=None, mode="", value=0.0)[2]
+    *_, value = surgery.options(node, pad=None, mode="", value=0.0)
     if not isinstance(value, int | float) or math.isfinite(value):
         return
     if surgery.pooling != "average" or not all(user.target in POOLS for user in node.users):
         refuse(surgery, node, 'its padding is infinite: that goes with pooling="average", straight into a max pool')
-    if module is None:
-        surgery.replace(node, F.pad, *node.args[:2], **{**_named(node, "pad"), "value": 0.0})
-    else:
-        surgery.replace(node, F.pad, first(node), module.padding)
-
-
-def _named(node: fx.Node, *names: str) -> dict[str, Any]:
-    return {name: node.kwargs[name] for name in ("input", *names) if name in node.kwargs}
+    (sides,) = surgery.options(node, **{"padding" if node.op == "call_module" else "pad": None})
+    surgery.replace(node, F.pad, first(node), sides)
 
 
 def shaped(surgery: Surgery, node: fx.Node) -> None:
@@ -170,11 +157,9 @@ def batch_norm(surgery: Surgery, node: fx.Node) -> None:
     linear(surgery, node)
     if surgery.batchnorm == "remove":
         return identity(surgery, node)
-    if node.op == "call_module":
-        mean, training = surgery.part(node.target).running_mean, False
-    else:
-        mean, *_, training = _options(node, running_mean=None, running_var=None, weight=None, bias=None, training=False)
-    if mean is None or training:
+    names = ("running_mean", "running_var", "weight", "bias", "training")
+    mean, *_, training = surgery.options(node, **dict.fromkeys(names))
+    if mean is None or (training and node.op != "call_module"):
         refuse(surgery, node, 'it has no running statistics to fold: use batchnorm="remove"')
     if node.op == "call_module":
         _call_batch_norm(surgery, node)
@@ -192,10 +177,10 @@ def norm(surgery: Surgery, node: fx.Node) -> None:
 
 def _has_statistics(surgery: Surgery, node: fx.Node) -> bool:
     """Whether a norm takes recorded statistics in eval mode, as instance norm may."""
-    if node.op == "call_module":
-        return getattr(surgery.part(node.target), "running_mean", None) is not None
-    mean, *_, fresh = _options(node, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True)
-    return node.target is F.instance_norm and mean is not None and not fresh
+    mean, *_, fresh = surgery.options(
+        node, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=node.op != "call_module"
+    )
+    return (node.op == "call_module" or node.target is F.instance_norm) and mean is not None and not fresh
 
 
 def _call_batch_norm(surgery: Surgery, node: fx.Node) -> None:
@@ -215,8 +200,7 @@ def average(pool: Callable[..., Tensor]) -> Rule:
 
     def rule(surgery: Surgery, node: fx.Node) -> None:
         defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
-        source = surgery.part(node.target) if node.op == "call_module" else node
-        size, stride, padding, dilation, ceil, indices = _options(source, kernel_size=None, **defaults)
+        size, stride, padding, dilation, ceil, indices = surgery.options(node, kernel_size=None, **defaults)
         if indices or set(dilation if isinstance(dilation, tuple | list) else [dilation]) != {1}:
             refuse(surgery, node, "average pooling has neither indices nor dilation")
         surgery.replace(node, pool, first(node), size, stride, padding, ceil, surgery.pooling == "average")
@@ -228,21 +212,12 @@ def adaptive_average(pool: Callable[..., Tensor]) -> Rule:
     """The rule that makes adaptive max pooling adaptive average pooling to the same size, by the function `pool`."""
 
     def rule(surgery: Surgery, node: fx.Node) -> None:
-        source = surgery.part(node.target) if node.op == "call_module" else node
-        size, indices = _options(source, output_size=None, return_indices=False)
+        size, indices = surgery.options(node, output_size=None, return_indices=False)
         if indices:
             refuse(surgery, node, "average pooling has no indices")
         surgery.replace(node, pool, first(node), size)
 
     return rule
-
-
-def _options(source: nn.Module | fx.Node, **defaults: Any) -> list[Any]:
-    """What a module was built with, or a call got after its first argument; names and order as in `defaults`."""
-    if isinstance(source, nn.Module):
-        return [getattr(source, name) for name in defaults]
-    given = {**dict(zip(defaults, source.args[1:], strict=False)), **source.kwargs}
-    return [given.get(name, default) for name, default in defaults.items()]
 
 
 class Replacement(nn.Module):

@@ -84,6 +84,14 @@ class Surgery:
             return getattr(Tensor, str(node.target), None)
         return (getattr, node.args[1]) if node.target is getattr else node.target
 
+    def options(self, node: fx.Node, **defaults: Any) -> list[Any]:
+        """What a module was built with, or a call got after its first argument, in the order of `defaults`."""
+        if node.op == "call_module":
+            module = self.part(node.target)
+            return [getattr(module, name, default) for name, default in defaults.items()]
+        given = dict(zip(defaults, node.args[1:], strict=False)) | dict(node.kwargs)
+        return [given.get(name, default) for name, default in defaults.items()]
+
     def rule(self, node: fx.Node) -> "Rule | None":
         """The rule for the node, if there is one."""
         return self.rules.get(self.operation(node))
@@ -127,6 +135,12 @@ class Surgery:
         """Puts function(*args, **kwargs) in the place of a node."""
         return self.swap(node, self.insert(node, function, *args, **kwargs))
 
+    def take_out(self, node: fx.Node, instead: Any, convention: str = "") -> None:
+        """Puts what there is already in the place of a node."""
+        self.note(node, "taken out", convention)
+        node.replace_all_uses_with(instead)
+        self.graph.erase_node(node)
+
     def note(self, node: fx.Node, became: str, convention: str = "") -> None:
         """Puts down what becomes of a node that the image goes through; the rule says why, unless that is given."""
         if node in self.data:
@@ -156,9 +170,7 @@ Rule = Callable[[Surgery, fx.Node], None]
 
 def identity(surgery: Surgery, node: fx.Node) -> None:
     """Taken out: the result is the first argument."""
-    surgery.note(node, "taken out")
-    node.replace_all_uses_with(first(node))
-    surgery.graph.erase_node(node)
+    surgery.take_out(node, first(node))
 
 
 def constant(surgery: Surgery, node: fx.Node) -> None:

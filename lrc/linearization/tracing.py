@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, cast, no_type_check
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.utils.errors import InputError, first_line
 
-__all__ = ["PREFIX", "Whole", "kind", "logits", "silence", "trace", "twin"]
+__all__ = ["PREFIX", "Whole", "kind", "like", "logits", "silence", "trace", "twin"]
 
 PREFIX = "model."
 """Before the names of the network's modules and tensors in a traced graph."""
@@ -156,6 +156,11 @@ class Whole(nn.Module):
         return logits(self.model(x))
 
 
+def like(network: nn.Module, default: Tensor) -> Tensor:
+    """A tensor of the type and on the device of a network: one of its own, or the default if it has none."""
+    return next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), default)
+
+
 def logits(output: Any) -> Any:
     """The logits of an output that is an object or a mapping which has such; else the output itself."""
     if isinstance(output, Mapping):
@@ -176,20 +181,13 @@ class _Repeatable(TorchFunctionMode):
 class _Proxy(fx.Proxy):
     """Records `x += y` as such; fx.Proxy takes it for `x = x + y`, which leaves other names of x as they were."""
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+def _recorded(operation: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    return lambda proxy, *args: proxy.tracer.create_proxy("call_function", operation, (proxy, *args), {})
 
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+for _operation in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem):
+    setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
 
 
 def is_leaf(module: nn.Module, path: str, leaves: Collection[object], keep: Collection[str]) -> bool:

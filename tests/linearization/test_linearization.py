@@ -363,8 +363,8 @@ REFUSED = {
         r"'iadd' \(iadd\): it changes in place what is used later",
     ),
     "in place without another form": (
-        Net(lambda m, x: [y := torch.empty_like(x), y.copy_(x), y][2]),
-        r"\(copy_\): it changes in place a tensor, and has no form that does not",
+        Net(lambda m, x: [y := torch.empty_like(x), y.set_(x), y][2]),
+        r"\(set_\): it changes in place a tensor, and has no form that does not",
     ),
     "rounded quotient": (Net(lambda m, x: torch.div(x, 2, rounding_mode="floor")), r"'div' .*a rounded quotient"),
     "product, and no rule for all products": (
