@@ -11,8 +11,6 @@ from torch import Tensor, fx
 from lrc.linearization.gates import emptied
 from lrc.linearization.surgery import Surgery, refuse
 
-__all__ = ["allowed", "attention", "excluded", "uniform_windows", "windows"]
-
 
 def attention(surgery: Surgery, node: fx.Node) -> None:
     """Attention mixes its values uniformly: queries and keys become zeros of their shapes, all tokens score alike.

@@ -17,8 +17,6 @@ from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import modules, preserved, replaced
 
-__all__ = ["TOLERANCE", "Quiet", "image_shape", "read_right", "superposition_error", "verified"]
-
 TOLERANCE = 1e-8
 """Largest relative error in float64 that passes for rounding."""
 

@@ -11,8 +11,6 @@ from torch import Tensor, fx
 from lrc.linearization import operations as ops
 from lrc.linearization.surgery import Operation, Surgery
 
-__all__ = ["write_out"]
-
 
 def write_out(surgery: Surgery) -> None:
     """Puts sums and products in the place of fused ones, and products in the place of squares."""

@@ -12,8 +12,6 @@ from torch import Tensor, fx, nn
 from lrc.linearization.tracing import PREFIX, trace, twin
 from lrc.utils.networks import compiled
 
-__all__ = ["Folding", "folding"]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROUNDING = 1e-3  # of the largest logit: what folding may change; a graph that was read wrongly changes more

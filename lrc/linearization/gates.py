@@ -15,11 +15,6 @@ from lrc.linearization.surgery import Operation, Surgery, first, others, refuse
 from lrc.linearization.tracing import like
 from lrc.utils.errors import InputError, first_line
 
-__all__ = [
-    *("UNIFORM", "emptied", "equal_shares", "filled", "gate_means", "glu", "is_scale", "product", "set_to_one"),
-    "softmax",
-]
-
 GATES: dict[Operation, tuple[int, float]] = {
     **{operation: (1, 1.0) for operation in ops.SELF_GATED},
     **{operation: (2, 1.0) for operation in (*ops.SATURATING, *ops.COMPARISONS, *ops.WITH_BOUNDS)},

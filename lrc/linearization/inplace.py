@@ -15,8 +15,6 @@ from lrc.linearization.surgery import Operation, Rule, Surgery, describe, first
 from lrc.linearization.tracing import kind
 from lrc.utils.errors import InputError
 
-__all__ = ["assigned", "copied", "functionalize", "out_of_place"]
-
 OUT_OF_PLACE: dict[Operation, Operation] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,

@@ -16,8 +16,6 @@ from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import preserved, replaced, untouched
 
-__all__ = ["differentiated", "jacobian_rows"]
-
 BUDGET = 64 * 2**20
 """Bytes of the largest gradient in a chunk of rows, unless the caller chooses; a few of that size live at once."""
 MANY = 8  # images: with so many in it a backward pass a class takes less time than one of a batch of vectors

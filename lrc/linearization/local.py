@@ -11,8 +11,6 @@ from lrc.utils.checks import check_flag, check_network, check_rows, check_tensor
 from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent
 
-__all__ = ["alignment", "local_map", "mean_local_map"]
-
 
 def local_map(
     model: nn.Module, x: Float[Tensor, "n *input"], *, chunk: int | None = None

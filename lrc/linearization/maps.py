@@ -17,8 +17,6 @@ from lrc.utils.checks import check_network
 from lrc.utils.errors import InputError
 from lrc.utils.files import replacing
 
-__all__ = ["affine_map", "linear_map"]
-
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What safetensors calls the types."""
 

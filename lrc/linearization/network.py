@@ -24,8 +24,6 @@ from lrc.linearization.vision import join_torchvision
 from lrc.utils.checks import check_network, check_rows
 from lrc.utils.errors import InputError
 
-__all__ = ["Report", "linearize"]
-
 
 @dataclass(frozen=True)
 class Report:

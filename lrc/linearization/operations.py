@@ -9,13 +9,6 @@ from torch import Tensor, nn
 from lrc.linearization.surgery import AS as AS
 from lrc.linearization.surgery import Operation
 
-__all__ = [
-    *("ACTIVATIONS", "ARRANGEMENTS", "AS", "ATTENTION", "AVERAGES", "BATCH_NORMS", "CASTS", "COMPARISONS", "COPIES"),
-    *("DEVIATIONS", "DROPOUT", "ELEMENTWISE", "LAYERS", "MASKS", "MATRIX_SUMS", "MAXIMA", "MULTIPLICATIONS", "NORMS"),
-    *("PADDINGS", "POWERS", "PRODUCTS", "QUOTIENTS", "RELUS", "ROUNDING", "SATURATING", "SELF_GATED", "SHAPES"),
-    *("SIGMOIDS", "SOFTMAX", "SORTS", "SUMS", "WITH_BOUNDS"),
-]
-
 SIGMOIDS: list[Operation] = [
     *(nn.Sigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit),
     *(nn.Hardsigmoid, F.hardsigmoid),

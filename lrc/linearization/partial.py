@@ -11,8 +11,6 @@ from lrc.linearization.surgery import Surgery
 from lrc.linearization.tracing import PREFIX
 from lrc.utils.errors import InputError
 
-__all__ = ["first_path", "inside", "kept_nodes"]
-
 
 def first_path(model: nn.Module, name: Any) -> str:
     """The first path of the module at the path `name`, which differs where the network holds it under several.

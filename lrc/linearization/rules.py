@@ -16,8 +16,6 @@ from lrc.linearization.inplace import assigned, copied
 from lrc.linearization.surgery import Operation, Rule, Surgery, constant, first, identity, others, refuse
 from lrc.utils.errors import InputError
 
-__all__ = ["REMOVING", "RULES", "VIEWS", "Replacement", "extended"]
-
 
 def linear(surgery: Surgery, node: fx.Node) -> None:
     """Kept: linear in the first argument, which alone may depend on the image."""

@@ -13,11 +13,6 @@ from torch.fx.node import map_arg
 from lrc.linearization.tracing import PREFIX, kind
 from lrc.utils.errors import InputError
 
-__all__ = [
-    *("BatchNorm", "Change", "Operation", "Pooling", "Rule", "Surgery", "constant", "describe", "expression", "first"),
-    *("identity", "others", "refuse"),
-]
-
 BatchNorm = Literal["remove", "fold"]
 Pooling = Literal["average", "average_inside"]
 

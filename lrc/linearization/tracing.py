@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 
 from lrc.utils.errors import InputError, first_line
 
-__all__ = ["PREFIX", "Whole", "kind", "like", "logits", "silence", "trace", "twin"]
-
 PREFIX = "model."
 """Before the names of the network's modules and tensors in a traced graph."""
 

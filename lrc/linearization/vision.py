@@ -8,8 +8,6 @@ from lrc.linearization.operations import DROPOUT
 from lrc.linearization.rules import RULES, VIEWS, batch_norm, linear
 from lrc.linearization.surgery import Operation, identity
 
-__all__ = ["join_torchvision"]
-
 
 def join_torchvision() -> None:
     """Enters them, where torchvision has been imported and they are not there yet."""
