@@ -138,13 +138,8 @@ def out_of_place(operation: Operation) -> Operation:
     """The operation, or if it works in place its form that does not."""
     name = getattr(operation, "__name__", "")
     if name.endswith("_") and getattr(Tensor, name, None) is operation:
-        return _method(name) or operation
+        return getattr(Tensor, name.removesuffix("_"), operation)
     return OUT_OF_PLACE.get(operation, operation)
-
-
-def _method(name: str) -> Operation | None:
-    method = getattr(Tensor, name.removesuffix("_"), None)
-    return method if callable(method) else None
 
 
 def _in_place(surgery: Surgery, node: fx.Node) -> bool:
@@ -181,7 +176,7 @@ def _make_out_of_place(surgery: Surgery, node: fx.Node) -> None:
         everywhere: Any = ...
         node.op, node.target, node.kwargs = "call_function", assigned, {}
         node.args = (surgery.insert(node, torch.zeros_like, first(node)), everywhere, value)
-    elif node.op == "call_method" and _method(str(node.target)):
+    elif node.op == "call_method" and callable(getattr(Tensor, str(node.target).removesuffix("_"), None)):
         node.target = str(node.target).removesuffix("_")
     elif node.op == "call_function" and (node.target in OUT_OF_PLACE or _option(node) is True):
         node.target = OUT_OF_PLACE.get(node.target, node.target)

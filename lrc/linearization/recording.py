@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
-from lrc.linearization.tracing import PREFIX, RANDOM, Whole, is_leaf, kind, like, twin, unchecked
+from lrc.linearization.tracing import PREFIX, Repeatable, Whole, is_leaf, kind, like, twin, unchecked
 from lrc.utils.errors import InputError, first_line
 
 OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
@@ -69,7 +69,7 @@ class _Recorder(TorchFunctionMode):
         self._mark(x, node)
         self.images.add(node)
         try:
-            with torch.no_grad(), unchecked(), _calls(self), self:
+            with torch.no_grad(), unchecked(), _calls(self), Repeatable(), self:
                 output = self.root(x)
             self.graph.output(self._nodes(output))
         except InputError:
@@ -84,8 +84,6 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if func in RANDOM:
-            raise InputError(f"the network draws at random in its forward ({name}): no one map describes it")
         if name in VALUES and any(self._node(t) in self.images for t in _tensors((args, kwargs))):
             raise InputError(f"the network takes the values of a tensor that depends on the image ({name}){self._at()}")
         before = self._nodes((args, kwargs)) if name != "__get__" else ((args[0],), {})

@@ -150,22 +150,8 @@ def shaped(surgery: Surgery, node: fx.Node) -> None:
         surgery.mark()
 
 
-def batch_norm(surgery: Surgery, node: fx.Node) -> None:
-    """Taken out, or made the affine map that it is in eval mode."""
-    linear(surgery, node)
-    if surgery.batchnorm == "remove":
-        return identity(surgery, node)
-    names = ("running_mean", "running_var", "weight", "bias", "training")
-    mean, *_, training = surgery.options(node, **dict.fromkeys(names))
-    if mean is None or (training and node.op != "call_module"):
-        refuse(surgery, node, 'it has no running statistics to fold: use batchnorm="remove"')
-    if node.op == "call_module":
-        _call_batch_norm(surgery, node)
-    return None
-
-
 def norm(surgery: Surgery, node: fx.Node) -> None:
-    """Layer, group, instance and response norm: taken out; folded like batch norm if there are statistics to fold."""
+    """Taken out; folded, where it takes recorded statistics, as the affine map that it is in eval mode."""
     linear(surgery, node)
     if surgery.batchnorm == "remove" or not _has_statistics(surgery, node):
         identity(surgery, node)
@@ -173,24 +159,32 @@ def norm(surgery: Surgery, node: fx.Node) -> None:
         _call_batch_norm(surgery, node)
 
 
+def batch_norm(surgery: Surgery, node: fx.Node) -> None:
+    """Taken out, or made the affine map that it is in eval mode."""
+    if surgery.batchnorm == "fold" and not _has_statistics(surgery, node):
+        refuse(surgery, node, 'it has no running statistics to fold: use batchnorm="remove"')
+    norm(surgery, node)
+
+
 def _has_statistics(surgery: Surgery, node: fx.Node) -> bool:
-    """Whether a norm takes recorded statistics in eval mode, as instance norm may."""
-    mean, *_, fresh = surgery.options(
-        node, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=node.op != "call_module"
-    )
-    return (node.op == "call_module" or node.target is F.instance_norm) and mean is not None and not fresh
+    """Whether a norm takes recorded statistics in eval mode, as batch norm does as a rule and instance norm may."""
+    names = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
+    if node.op == "call_module" or node.target is F.batch_norm:
+        mean, *_, fresh = surgery.options(node, **names, training=False)
+        return mean is not None and (node.op == "call_module" or not fresh)
+    mean, *_, fresh = surgery.options(node, **names, use_input_stats=True)
+    return node.target is F.instance_norm and mean is not None and not fresh
 
 
 def _call_batch_norm(surgery: Surgery, node: fx.Node) -> None:
     """The module as a call of F.batch_norm, which no later train() turns back to the statistics of the batch."""
     module = surgery.part(node.target)
     with surgery.graph.inserting_before(node):
-        mean, var, weight, bias = (
-            None if getattr(module, name) is None else surgery.graph.get_attr(f"{node.target}.{name}")
+        held = {
+            name: None if getattr(module, name) is None else surgery.graph.get_attr(f"{node.target}.{name}")
             for name in ("running_mean", "running_var", "weight", "bias")
-        )
-    options = {"weight": weight, "bias": bias, "training": False, "momentum": 0.1, "eps": module.eps}
-    surgery.replace(node, F.batch_norm, first(node), mean, var, **options)
+        }
+    surgery.replace(node, F.batch_norm, first(node), **held, training=False, momentum=0.1, eps=module.eps)
 
 
 def average(pool: Callable[..., Tensor]) -> Rule:

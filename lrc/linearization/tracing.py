@@ -70,7 +70,7 @@ def trace(
     tracer = _Tracer(autowrap_functions=tuple(functions))
     tracer.leaves, tracer.keep = leaves, keep
     try:
-        with unchecked(), _Repeatable(), torch.no_grad():
+        with unchecked(), Repeatable(), torch.no_grad():
             graph = tracer.trace(root)
     except InputError:
         raise
@@ -166,7 +166,7 @@ def logits(output: Any) -> Any:
     return output if isinstance(output, Tensor | fx.Proxy) else getattr(output, "logits", output)
 
 
-class _Repeatable(TorchFunctionMode):
+class Repeatable(TorchFunctionMode):
     """Refuses to freeze what the network draws at random while it is traced."""
 
     @no_type_check
