@@ -189,11 +189,7 @@ def part_seed(seed: int, number: int) -> int:
 def attempt(
     model: nn.Module, x: Pixels, y: Labels, attack: Attack, options: Mapping[str, Any], *, within: Ball
 ) -> tuple[Pixels, Logits]:
-    """What an attack makes of a batch, and what the model says of it, asked once.
-
-    Args:
-        model, x, y, attack, options: see `called`.
-        within: what the attack may not leave.
+    """What an attack, `called` so, makes of a batch, and what the model says of it, asked once.
 
     Raises InputError: the attack gives no such images, or leaves the ball by more than rounding.
     """

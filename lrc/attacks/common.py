@@ -94,11 +94,7 @@ def attacked(
 ) -> Iterator[tuple[Victim, Tensor, Tensor]]:
     """The model, images and labels as attacks work on them: checked, untouched, laid out for speed.
 
-    Args:
-        model, x, y, eps, norm: as given to the attack.
-        target: in a targeted attack the class wanted for each image.
-        dims: dimensions that the images must have.
-        precision: of the gradients, "float32" or "bf16" (`lrc.attacks.precision`).
+    Arguments are as given to the attack; `dims` are the dimensions that its images must have.
 
     Yields:
         The model as a `Victim`, with batch norm folded where it can be; the images, detached, 4-dimensional ones on the

@@ -82,13 +82,10 @@ def permutation_test(
 
 
 def placed(statistic: float, values: Float[Tensor, " n"], *, exact: bool, rounding: float) -> PermutationTest:
-    """Where the statistic stands among `values`; those within `rounding` of it, summed in another order, are equal.
+    """Where the statistic of the classes as they are stands among `values`.
 
-    Args:
-        statistic: that of the classes as they are.
-        values: all there are, the statistic included, if `exact`; otherwise a sample, and the statistic joins it.
-        exact: which of the two.
-        rounding: the largest difference that counts as none.
+    These are all there are, the statistic included, if `exact`; otherwise a sample, which the statistic joins. Those
+    within `rounding` of it, summed in another order, are equal.
     """
     given_apart = 0 if exact else 1
     n = len(values) + given_apart

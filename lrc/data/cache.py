@@ -65,15 +65,10 @@ def _rows(tensors: Tensors) -> str:
 
 
 def download(known: str, into: str, *, what: str, layouts: str) -> None:
-    """Fetches an archive, checks it, and puts the folder that is in it into the cache. Prints to stderr alone.
+    """Fetches an archive, checks it, and puts the folder `into` that is in it into the cache. Prints to stderr alone.
 
-    Args:
-        known: the class of torchvision that knows address and checksum.
-        into: name of the folder.
-        what: the data set, for the message.
-        layouts: the files that would do, for the message.
-
-    Raises InputError: it cannot be had.
+    The class of torchvision called `known` knows address and checksum. Raises InputError where it cannot be had; the
+    message says what the data set is, and which files would do.
     """
     try:
         _download(known, into, folder())

@@ -99,9 +99,8 @@ def evaluate(
     data = as_images(data, count=lambda some: logits(model, some.subset(1)).shape[1])
     batch_size = check_data(model, data, batch_size=batch_size, generator=generator)
     rank, _ = place(fabric)
-    model = (
-        nn.Sequential(model) if isinstance(model, torch.jit.ScriptModule) else model
-    )  # which take no hook to count by
+    if isinstance(model, torch.jit.ScriptModule):  # which takes no hook to count by
+        model = nn.Sequential(model)
     first = data.float([0])
     check_radius(eps, norm, first)  # what is wrong is named before anything runs
     chosen = choose(attacks, eps=eps, norm=norm)

@@ -51,15 +51,10 @@ class Store:
 
     @classmethod
     def of(cls, folder: Path | None, run: dict[str, Any], *, seed: int | None) -> "Store":
-        """That of a run, new or begun before.
+        """The store of a run, new or begun before; with no seed, its seed is that of the run, or a random one.
 
-        Args:
-            folder: of the store.
-            run: what makes the run the one that it is, in types of JSON; `ANSWERS` among it (`same_answers`).
-            seed: None: the seed with which the run was begun, or another at random.
-
-        Raises:
-            InputError: the folder holds another run, and the message says what differs; or its `run.json` is damaged.
+        `run` is what makes the run the one that it is, in types of JSON; `ANSWERS` among it go by `same_answers`.
+        Raises InputError where the folder holds another run (the message says what differs), or a damaged `run.json`.
         """
         if folder is None:
             return cls(None, new_seed() if seed is None else seed)
@@ -78,11 +73,7 @@ class Store:
         return cls(folder, seed, hashlib.sha256(exact.encode()).hexdigest())
 
     def read(self, name: str, call: str) -> list[Batch]:
-        """The finished batches of an attack.
-
-        Args:
-            name: of the attack.
-            call: the attack with its options.
+        """The finished batches of an attack, given by name and with its options, as text.
 
         Raises InputError: a file is damaged, or belongs to another attack or run.
         """

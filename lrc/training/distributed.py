@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrc.data import Images
 from lrc.evaluation import Attack, accuracy
-from lrc.utils.processes import Fabric
+from lrc.utils.processes import Fabric, mean_over_processes
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -27,19 +27,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def mean(value: Tensor, fabric: Fabric) -> Tensor:
-    """The mean over the processes."""
-    return cast(Tensor, fabric.all_reduce(value))
-
-
-def average_gradients(model: nn.Module, fabric: Fabric) -> None:
+def average_gradients(model: nn.Module) -> None:
     """Replaces each gradient by its mean over the processes."""
-    if fabric.world_size == 1:
-        return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    together = mean(torch.cat([g.flatten() for g in gradients]), fabric)
-    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view(gradient.shape))
+    for gradient, average in zip(gradients, mean_over_processes(gradients), strict=True):
+        gradient.copy_(average)
 
 
 @contextmanager
@@ -115,8 +107,6 @@ def shared_accuracy(
 
     The batches are those of one process where 500 is a multiple of the number of processes; else an attack draws other
     random starts.
-
-    Args: as in `lrc.accuracy`.
     """
     if fabric.world_size == 1:
         return accuracy(model, images, attack=attack, generator=generator)

@@ -17,11 +17,11 @@ from lrc.data.batches import Batch
 from lrc.evaluation import Attack
 from lrc.training import averaging
 from lrc.training.checkpoints import Record, State
-from lrc.training.distributed import average_gradients, device_of, mean, shared_accuracy
+from lrc.training.distributed import average_gradients, device_of, shared_accuracy
 from lrc.training.reporting import Bar
 from lrc.utils.checks import check_number
 from lrc.utils.errors import InputError
-from lrc.utils.processes import Fabric
+from lrc.utils.processes import Fabric, mean_over_processes
 
 Watch = Callable[[nn.Module], Record]
 """The network in eval mode to numbers by name, after every epoch."""
@@ -98,11 +98,11 @@ def _train_epoch(state: State, plan: Plan, epoch: int, bar: Bar) -> float:
                 averaging.update(state.average, state.model, decay=plan.ema, step=epoch * plan.steps + i + 1)
             bar(advance=plan.batch_size)
             if plan.save_every is not None and (i + 1) % plan.save_every == 0 and i + 1 < plan.steps:
-                total = _mean(total, state, plan)
+                total = _mean(total, state)
                 state.within.update(steps=i + 1, loss=total.clone(), rng=rng.get_state())
                 plan.save()
     state.within.clear()
-    return _mean(total, state, plan).item()
+    return _mean(total, state).item()
 
 
 def _step(state: State, plan: Plan, batch: Batch, *, rate: float, generator: Generator) -> Tensor:
@@ -115,7 +115,7 @@ def _step(state: State, plan: Plan, batch: Batch, *, rate: float, generator: Gen
         raise InputError("the objective must give one number that depends on the weights: is something detached?")
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    average_gradients(state.model, plan.fabric)
+    average_gradients(state.model)
     state.optimizer.step()
     return loss.detach()
 
@@ -128,9 +128,9 @@ def _resume_epoch(state: State, rng: Generator) -> tuple[int, Tensor]:
     return state.within.get("steps", 0), total.to(device_of(state.model), copy=True)
 
 
-def _mean(total: Tensor, state: State, plan: Plan) -> Tensor:
+def _mean(total: Tensor, state: State) -> Tensor:
     """The mean of the sums of losses over the processes, if training has not run out of the numbers there are."""
-    total = mean(total, plan.fabric)
+    (total,) = mean_over_processes([total])
     what = None if total.isfinite() else "loss is"
     if what is None and not all(value.isfinite().all() for value in state.model.state_dict().values()):
         what = "weights are"

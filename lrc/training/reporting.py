@@ -24,12 +24,9 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def progress_bar(shown: bool, *, images: int, done: int = 0) -> Iterator[Bar]:
-    """A bar over the whole training, with images a second and the time left; gone when the training ends.
+    """A bar over the images of all epochs, with images a second and the time left; gone when the training ends.
 
-    Args:
-        shown: whether there is one; never in a file or a pipe.
-        images: of all epochs.
-        done: of these, before.
+    Never in a file or a pipe, even if it is to be `shown`.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
     progress = Progress(*columns, transient=True)
@@ -43,9 +40,7 @@ def progress_bar(shown: bool, *, images: int, done: int = 0) -> Iterator[Bar]:
 def tensorboard_log(folder: Path | None, *, epochs: int) -> Iterator[Callable[[Record], None]]:
     """A function that writes the numbers of an epoch into the TensorBoard log `folder`; without one, into nothing.
 
-    Args:
-        folder: for the log.
-        epochs: done already; what an earlier log says of later ones is taken back.
+    So many epochs are done already; what an earlier log says of later ones is taken back.
 
     Raises InputError: TensorBoard is not installed.
     """

@@ -132,12 +132,7 @@ def check_matrix(name: str, value: Any) -> None:
 
 
 def check_images(x: Any, *, dims: int | None = None) -> None:
-    """Refuses images that are not float32 or float64 (n, ...) in [0, 1].
-
-    Args:
-        x: images.
-        dims: number of dimensions that they must have, that of the batch included; None: 2 or more.
-    """
+    """Refuses images that are not float32 or float64 (n, ...) in [0, 1]; of `dims` dimensions, else of 2 or more."""
     check_tensor("images", x)
     if x.dtype not in FLOATS:
         half = x.dtype in (torch.float16, torch.bfloat16)
@@ -177,13 +172,7 @@ def check_labels(y: Any, count: int, *, name: str = "labels", classes: int | Non
 
 
 def check_radius(eps: Any, norm: object, x: Tensor) -> None:
-    """Refuses a radius below 0, or beyond which there is nothing: images in [0, 1] are no farther from each other.
-
-    Args:
-        eps: radius, in units of a pixel.
-        norm: "linf" or "l2"; another is refused too.
-        x: images (n, ...).
-    """
+    """Refuses a norm that is not "linf" or "l2", and a radius below 0 or larger than any distance of images like x."""
     check_choice("norm", norm, ("linf", "l2"))
     check_number("eps", eps)
     most = 1.0 if norm == "linf" else math.sqrt(x.shape[1:].numel())
@@ -195,13 +184,9 @@ def check_radius(eps: Any, norm: object, x: Tensor) -> None:
 
 
 def check_logits(z: object, count: int, *, classes: int | None = None, values: bool = True) -> Tensor:
-    """The outputs of a network for `count` images, as they are, if they are logits (n, classes).
+    """The outputs of a network for `count` images, if they are logits (n, classes), of two classes or more.
 
-    Args:
-        z: outputs.
-        count: n.
-        classes: number that there must be; None: two or more.
-        values: look at the numbers too, for which a GPU has to be waited for.
+    With `values` their numbers are looked at too, for which a GPU has to be waited for.
 
     Warns:
         RuntimeWarning: all are >= 0 and sum to one for each of several images: probabilities, whose gradient fades.

@@ -68,11 +68,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """The folder, made if need be, for this thread alone, which may lock it again, until the context ends.
 
     The lock goes with the process. Where the system has none (Windows, some network drives) nothing is locked.
-
-    Args:
-        wait: for another process or thread that has it.
-
-    Raises InputError: another process or thread has it, or the folder cannot be written.
+    Raises InputError where another process or thread has it, unless it is to `wait`, or the folder cannot be written.
     """
     place, own = (folder / LOCK).resolve(), (os.getpid(), threading.get_ident(), object())
     holder = _held.setdefault(place, own)
@@ -127,11 +123,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
-    """The object that `write_json` wrote, without the digest.
-
-    Args:
-        path: of the file.
-        unsealed: take a file without a digest too, as people write them. A digest that is there is verified.
+    """The object that `write_json` wrote, without the digest; `unsealed` ones, as people write them, need have none.
 
     Raises InputError: the file is missing, damaged, or of another format.
     """
@@ -172,13 +164,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path, *, unsealed: bool = False, facts: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU, mapped from it.
+    """The tensors of a safetensors file, on the CPU, mapped from it; `unsealed` as in `read_json`.
 
-    Args:
-        path, unsealed: as in `read_json`.
-        facts: texts that have to be beside the tensors.
-
-    Raises InputError: as `read_json`, or the facts are others.
+    Raises InputError: as `read_json`, or other texts are beside the tensors than the `facts`.
     """
     from safetensors import safe_open
 

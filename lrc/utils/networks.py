@@ -83,10 +83,7 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
 def replaced(model: nn.Module, new: Mapping[int, Tensor]) -> Iterator[nn.Module]:
     """The model with other tensors in the place of some of its own, wherever it holds them: shared ones stay shared.
 
-    Unlike `torch.func.functional_call` it goes by the tensor, not by its names, of which it may have several.
-
-    Args:
-        new: by the `id` of the parameter or buffer whose place it takes.
+    Unlike `torch.func.functional_call` it goes by the `id` of a tensor, not by its names, of which it may have several.
     """
     with _lent(modules(model), new) as lent:
         if lent < new.keys():

@@ -1,7 +1,7 @@
 """This process among others: those that `torchrun` started, on one machine or several; by Lightning's Fabric."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lrc.utils.errors import InputError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Fabric = Any  # imported when processes are joined: it takes two seconds
 
-__all__ = ["Fabric", "first_of", "gathered", "join", "launched", "place"]
+__all__ = ["Fabric", "first_of", "gathered", "join", "launched", "mean_over_processes", "place"]
 
 T = TypeVar("T")
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
@@ -88,6 +89,16 @@ def first_of(fabric: Fabric | None, make: Callable[[], T]) -> T:
     if fabric is None or fabric.world_size == 1:
         return make()
     return cast(T, fabric.broadcast(make() if fabric.is_global_zero else None))
+
+
+def mean_over_processes(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The mean of each tensor over the processes, by one exchange; with one process alone the tensors themselves."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensors
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def gathered(own: list[T], fabric: Fabric | None) -> list[T]:

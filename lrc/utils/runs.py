@@ -26,14 +26,9 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def same_run(
     there: Mapping[str, Any], wanted: Mapping[str, Any], *, place: str | Path, mend: str = "name another folder"
 ) -> None:
-    """Refuses to go on with a run that is not the wanted one.
+    """Raises InputError, which names what differs, unless both runs depend on the same plain values by name.
 
-    Args:
-        there, wanted: what each run depends on, as plain values by name.
-        place: folder or file of the run that is there, for the message.
-        mend: what the user can do.
-
-    Raises InputError: they differ; the message names the entries.
+    `place`, the folder or file of the run that is there, and what the user can do are said in the message.
     """
     if differ := differences(there, wanted):
         raise InputError(f"{place} holds another run, which differs in {', '.join(differ)}: {mend}")

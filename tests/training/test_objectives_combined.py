@@ -34,6 +34,7 @@ from lrc.training.objectives import (
     trades_attack,
 )
 from lrc.training.objectives import objective as objective_module
+from lrc.utils import processes
 
 GROUPS = [[0, 1], [2, 3]]
 
@@ -233,10 +234,10 @@ def test_awp_moves_each_layer_in_proportion_to_it():
 
 def test_awp_is_the_same_on_each_of_several_processes(monkeypatch):
     """Its step is along the mean gradient: here the other process' is three times ours."""
-    monkeypatch.setattr(objective_module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(objective_module.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(objective_module.dist, "all_reduce", lambda flat: flat.mul_(4))
-    a, b = objective_module._mean_over_processes((torch.ones(2, 3), torch.arange(2.0)))
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda flat: flat.mul_(4))
+    a, b = processes.mean_over_processes((torch.ones(2, 3), torch.arange(2.0)))
     assert torch.equal(a, 2 * torch.ones(2, 3)) and torch.equal(b, 2 * torch.arange(2.0))
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
@@ -22,6 +21,7 @@ from lrc.utils.checks import (
 from lrc.utils.errors import InputError
 from lrc.utils.hashes import described
 from lrc.utils.networks import preserved, replaced
+from lrc.utils.processes import mean_over_processes
 from lrc.utils.tensors import Labels, Logits, Pixels, Scalar
 from lrc.utils.typed import typed
 
@@ -194,20 +194,11 @@ def _worse_weights(model: nn.Module, value: Scalar, gamma: float) -> dict[int, T
     """The weights of more than one dimension after the step up the loss, by the `id` of the parameter."""
     weights = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
     steps = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
-    steps = _mean_over_processes(steps)
-    return {id(p): p + _scaled(d, p.detach(), gamma) for p, d in zip(weights, steps, strict=True)}
+    pairs = zip(weights, mean_over_processes(steps), strict=True)
+    return {id(p): p + _scaled(d, p.detach(), gamma) for p, d in pairs}
 
 
 def _scaled(d: Tensor, w: Tensor, gamma: float) -> Tensor:
     """d at gamma times the length of w; 0 where d is 0."""
     length = torch.linalg.vector_norm(d)
     return d * torch.where(length > 0, gamma * torch.linalg.vector_norm(w) / length, 0.0)
-
-
-def _mean_over_processes(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensors
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
-    parts = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
-    return tuple(part.view(t.shape) for part, t in zip(parts, tensors, strict=True))
