@@ -361,6 +361,23 @@ def test_each_step_alone(name):
             assert_close(local_map(model, x[:n]), backward_map(model, x[:n]), 1e-9)
 
 
+ONCE_APART = {
+    "a gate of softmax and tanh goes through a layer": [("tanh", 1, 0), ("softmax", 0, 2), ("swish gated", 0, 0)],
+    "values that are gates too": [("tanh", 0, 0), ("softmax", 0, 0), ("attend", 0, 1), ("largest", 0, 0)],
+    "the square of a relu is a norm's too": [("relu", 0, 0), ("rms norm", 0, 0)],
+    "a relu in place, squared": [("residual in place", 0, 0), ("square", 0, 1)],
+    "the larger of a value and its multiple": [("sum", 0, 0), ("scaled", 0, 0), ("maxout", 1, 0)],
+    "the larger of a multiple and its value": [("sum", 0, 0), ("scaled", 0, 0), ("maxout", 0, 1)],
+    "a gate that was changed at some items": [("sigmoid", 0, 0), ("patched", 0, 0), ("glu by hand", 0, 1)],
+}
+"""What linearizer and oracle once gave different maps for."""
+
+
+@pytest.mark.parametrize("name", ONCE_APART)
+def test_what_was_once_apart(name):
+    assert agrees_or_is_refused(ONCE_APART[name])
+
+
 def test_the_oracle_is_not_the_network():
     model = lively(Drawn([("relu", 0, 0), ("attend", 0, 0)])).eval()
     assert not torch.allclose(oracle_map(model, SHAPE)[0], backward_map(model, images(1, *SHAPE))[0], rtol=0.01)
