@@ -25,13 +25,9 @@ def linbp(
     """Images within eps of x for fooling *other* networks: iterative FGSM on `linear_backward(model, start=start)`.
 
     Args:
-        model: the network at hand; one that torch.fx can trace.
-        start: see `linear_backward`.
+        model, start: the network at hand, see `linear_backward`.
         decay: 1 for the momentum of MI-FGSM.
-        x, y, eps, options: as in `lrc.attacks.mifgsm`, as is the image returned.
-
-    Raises:
-        InputError: as in `lrc.attacks.mifgsm` and `linear_backward`.
+        x, y, eps, options: as in `lrc.attacks.mifgsm`, as are the image returned and further errors.
 
     Source: Guo et al., *Backpropagating linearly improves transferability of adversarial examples* (2020).
     """
@@ -51,13 +47,9 @@ def sgm(
     """Images within eps of x for fooling *other* networks: iterative FGSM on `skip_gradient(model, gamma=gamma)`.
 
     Args:
-        model: the network at hand; a residual or dense one that torch.fx can trace.
-        gamma: see `skip_gradient`.
+        model, gamma: the network at hand, residual or dense, see `skip_gradient`.
         decay: 1 for the momentum of MI-FGSM.
-        x, y, eps, options: as in `lrc.attacks.mifgsm`, as is the image returned.
-
-    Raises:
-        InputError: as in `lrc.attacks.mifgsm` and `skip_gradient`.
+        x, y, eps, options: as in `lrc.attacks.mifgsm`, as are the image returned and further errors.
 
     Source: Wu et al., *Skip connections matter: on the transferability of adversarial examples generated with ResNets*
     (2020).

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lrc.utils.networks import OWN
+
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, type(None))
-OWN = frozenset(vars(nn.Module()))  # attributes that every network has: its mode, hooks, and registered members
 PROBES = 4  # images that a network is asked about to tell it from others
 TOLERANCE = 2e-3  # of the range of the answers: what another device or number of threads may change
 
