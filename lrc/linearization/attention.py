@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from lrc.linearization.gates import emptied
-from lrc.linearization.surgery import Surgery, refuse
+from lrc.linearization.surgery import Operation, Surgery, refuse
 
 
 def attention(surgery: Surgery, node: fx.Node) -> None:
@@ -19,30 +19,29 @@ def attention(surgery: Surgery, node: fx.Node) -> None:
     biases, of positions for one, count for nothing, as where attention is written out (`equal_shares`). What of a mask
     depends on the image counts as zero. The weights of the attention, where they are asked for, become constant too.
     """
-    names = ("query", "key", "value")
-    given = {name: node.args[i] if i < len(node.args) else node.kwargs[name] for i, name in enumerate(names)}
-    args, kwargs = list(node.args[3:]), {k: v for k, v in node.kwargs.items() if k not in names}
+    fused = node.target is F.scaled_dot_product_attention
+    given = dict(zip(_names(surgery.operation(node)), node.args, strict=False)) | dict(node.kwargs)
     surgery.note(node, "uniform mixing of its values")
     for name in ("query", "key"):
         if given[name] in surgery.data:
             given[name] = surgery.insert(node, torch.zeros_like, given[name])
-    fused = node.target is F.scaled_dot_product_attention
-    for place, name in [(0, "attn_mask")] if fused else [(0, "key_padding_mask"), (2, "attn_mask")]:
-        positional = node.op != "call_function" or fused
-        mask = args[place] if positional and place < len(args) else kwargs.get(name)
-        if mask is not None:
-            mask = surgery.insert(node, allowed if fused else excluded, emptied(surgery, mask, node))
-            if positional and place < len(args):
-                args[place] = mask
-            else:
-                kwargs[name] = mask
-    if masks := surgery.data_among((args, kwargs)):
+    for name in ("key_padding_mask", "attn_mask"):
+        if given.get(name) is not None:
+            given[name] = surgery.insert(node, allowed if fused else excluded, emptied(surgery, given[name], node))
+    if masks := surgery.data_among({k: v for k, v in given.items() if k not in ("query", "key", "value")}):
         refuse(surgery, node, f"{masks[0].name!r} among its options depends on the image")
     if fused:  # whose dropout knows no mode
-        args = [0.0 if i == 1 else arg for i, arg in enumerate(args)]
-        kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
-    node.args, node.kwargs = (*given.values(), *args), kwargs
+        given["dropout_p"] = 0.0
+    node.args, node.kwargs = (), given
     surgery.mark()
+
+
+def _names(operation: Operation) -> Sequence[str]:
+    """What the arguments of an attention are called."""
+    if operation is F.scaled_dot_product_attention:
+        return ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    module = isinstance(operation, type)
+    return list(inspect.signature(operation.forward if module else operation).parameters)[module:]
 
 
 def allowed(mask: Tensor) -> Tensor:
