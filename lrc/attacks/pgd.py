@@ -236,6 +236,8 @@ class _Diverse(nn.Module):
 
 def shrink(x: Float[Tensor, "n c h w"], size: PerImage, *, down: PerImage, right: PerImage) -> Float[Tensor, "n c h w"]:
     """Each image shrunken to `size` of itself, on black; `down` and `right` in [0, 1] say where in the room left."""
+    if not len(x):
+        return x
     moved = (1 - size) * (1 - 2 * torch.stack([right, down]))  # of the middle, in [-1, 1] over the canvas
     theta = (
         torch.cat([torch.eye(2, device=x.device).expand(len(x), 2, 2), moved.T[:, :, None]], 2) / size[:, None, None]

@@ -12,7 +12,7 @@ from drawing import HELD, TINY, few
 from torch import Generator, nn
 
 from lrc import zoo
-from lrc.attacks import pgd
+from lrc.attacks import fgsm, pgd
 from lrc.clustering import class_correlation, contrast
 from lrc.data import Images, as_superclasses, shapes
 from lrc.data.sources import SOURCES
@@ -331,7 +331,7 @@ def test_errors_are_parted_as_by_counting(monkeypatch):
     monkeypatch.setattr(measures, "evaluate", evaluated)
     figures = measures.boosting(model, wanted)
     options = {"attacks": ("pgd", "apgd-ce", "apgd-t"), "eps": EPS, "masking": False, "out": None, "seed": 0}
-    assert calls == [options]
+    assert calls == [options | {"batch_size": fitting.at_once()}]
     worst = first_wrong([answers for name, answers in said.items() if name != "autoattack"], test.y)
     assert parted(worst, test.y, test.classes) != parted(first_wrong(said.values(), test.y), test.y, test.classes)
     for name, answers in (said | {"worst": worst}).items():
@@ -339,6 +339,19 @@ def test_errors_are_parted_as_by_counting(monkeypatch):
         assert found == pytest.approx(parted(answers, test.y, test.classes))
         assert all(part > 0 for part in found)
     assert figures["images"] == 64
+
+
+def test_verdicts_are_those_of_the_attack_image_by_image():
+    wanted, model = trained("shapes-resnet8-standard", epochs=8)
+    figures = measures.verdicts(model, wanted, attacks=["fgsm"], images=40)
+    some = fitting.split_images(wanted)[2].subset(40)
+    x, y = some.float(), some.y
+    with torch.no_grad():
+        clean = model(x).argmax(1) == y
+    fooled = clean & (model(fgsm(model, x, y, eps=wanted.radius)).argmax(1) != y)
+    assert clean.any() and fooled.any()
+    assert torch.equal(measures.unpacked(figures["right"], 40), clean & ~fooled)
+    assert (figures["clean"], figures["worst"]) == pytest.approx((clean.double().mean().item(), figures["fgsm"]))
 
 
 def test_robustness_is_that_of_attacks_within_the_radius_and_is_kept(tmp_path):

@@ -15,7 +15,7 @@ from lrc.attacks import pgd
 from lrc.clustering import class_correlation, contrast, effective_rank, permutation_test
 from lrc.data import Images, as_superclasses, class_means, named
 from lrc.evaluation import Attack, Superclasses, accuracy, confusions, evaluate, logits, per_superclass
-from lrc.evaluation.report import WORST, Report
+from lrc.evaluation.report import WORST
 from lrc.experiments import fitting
 from lrc.experiments.recipe import Recipe, without_groups
 from lrc.linearization import linear_map, mean_local_map
@@ -113,7 +113,7 @@ def boosting(
     some = test.subset(min(images, len(test)))
     if some.hierarchy is None:
         raise InputError("images without superclasses: errors cannot be parted into within and across")
-    report = _judged(model, some, recipe, attacks, out)
+    report = evaluate(model, some, attacks=attacks, **_options(recipe, out))
     groups = some.hierarchy.groups()
     said = {name: report.predictions(name) for name in ("clean", *report.attacks)}
     others = torch.stack([said[name] for name in said if name != "autoattack"])
@@ -147,7 +147,7 @@ def verdicts(
     """
     _, _, test = fitting.split_images(recipe)
     some = test.subset(min(images, len(test)))
-    report = _judged(model, some, recipe, attacks, out)
+    report = evaluate(model, some, attacks=attacks, **_options(recipe, out))
     accuracies = {name: report.accuracy(name).value for name in ("clean", *report.attacks)}
     return accuracies | {"worst": report.accuracy().value, "images": len(some), "right": packed(report.right(WORST))}
 
@@ -285,11 +285,10 @@ def _attack(recipe: Recipe, *, steps: int) -> Attack:
     return partial(pgd, eps=eps, steps=steps, step=eps / 4)
 
 
-def _judged(model: nn.Module, some: Images, recipe: Recipe, attacks: Sequence[str], out: Path | None) -> Report:
-    return evaluate(
-        model, some, attacks=attacks, eps=recipe.radius, batch_size=fitting.at_once(), masking=False,
-        generator=_generator(), out=out,
-    )  # fmt: skip
+def _options(recipe: Recipe, out: Path | None) -> dict[str, Any]:
+    """Of `evaluate`, by the recipe."""
+    generator, batch_size = _generator(), fitting.at_once()
+    return {"eps": recipe.radius, "batch_size": batch_size, "masking": False, "generator": generator, "out": out}
 
 
 def _generator() -> Generator:
