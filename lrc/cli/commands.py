@@ -193,14 +193,14 @@ def make(
 
 
 def subject(
-    model: str, weights: Path | None, data: str, count: int, *, size: int = 0, grey: bool = False, **options: Any
+    model: str, weights: Path | None, data: str, count: int | None, *, size: int = 0, grey: bool = False, **options: Any
 ) -> "tuple[Subject, lrc.Images, str]":
     """The network that the user named, some test images for it, and the name of their data set.
 
     Args:
         model, weights, options: as in `lrc.inspection.load`.
         data: name of a data set, a folder or a file; by default that of the recipe, else CIFAR-10.
-        count: of images, at most.
+        count: of images, at most; None: 1,000, and five of each class that has fewer among them.
         size: side of the images in a folder, in pixels; 0 for theirs, or that which the network was made for.
         grey: give the network one channel.
     """
@@ -221,7 +221,7 @@ def subject(
             raise
         test = lrc.data.named(source, "test", **section, size=side)
         said.append(f"images were brought to {side} x {side} pixels, for which {model} was made: --size has others")
-    test = test.subset(min(count, len(test)))
+    test = _enough(test) if count is None else test.subset(min(count, len(test)))
     test = lrc.data.grey(test) if grey else test
     found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), classes=len(test.classes), **options)
     if (classes := found.model(test.float([0])).shape[1]) > len(test.classes) and test.classes == _numbers(test):
@@ -229,6 +229,17 @@ def subject(
     if classes != len(test.classes):
         raise InputError(f"{model} has {classes} classes, {source} has {len(test.classes)}: give its --data")
     return replace(found, notes=(*found.notes, *said)), test, source
+
+
+def _enough(images: "lrc.Images", count: int = 1000, each: int = 5) -> "lrc.Images":
+    """The first images, and of each class that has few of them its first."""
+    import torch
+
+    y, n = images.y.cpu(), len(images)
+    order, members, place = y.argsort(stable=True), y.bincount(), torch.empty_like(y)
+    place[order] = torch.arange(n) - (members.cumsum(0) - members)[y[order]]  # of an image among those of its class
+    rows = ((torch.arange(n) < count) | (place < each)).nonzero()[:, 0]
+    return images.subset(len(rows) if len(rows) <= count else rows)
 
 
 def _numbers(test: "lrc.Images") -> tuple[str, ...]:

@@ -13,12 +13,14 @@ from lrc.experiments.recipe import number
 from lrc.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from lrc.data import Images
     from lrc.inspection import Inspection
 
 DATA = (
     "Test images: a data set (lrc data), a folder with a folder a class, arrays x and y (.npz), or a data set of "
     "Hugging Face on disk; the recipe's by default."
 )
+IMAGES = "Test images; by default 1,000, of which as many pixels are attacked as 1,000 of 32 x 32 have."
 OUT = (
     "File; repeat it for more. Its ending says what is written: .csv C, .npy the map, .npz and .safetensors all maps "
     "and their C, .json all other numbers, .md a table of them, and C."
@@ -32,7 +34,7 @@ Mean = Annotated[str, typer.Option(help="Of each channel, to normalize with: 0.4
 Std = Annotated[str, typer.Option(help="Likewise.")]
 Data = Annotated[str, typer.Option(help=DATA)]
 Size = Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")]
-Count = Annotated[int, typer.Option(min=1, help="Test images to look at.")]
+Count = Annotated[int | None, typer.Option(min=1, show_default=False, help=IMAGES)]
 Grey = Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")]
 Groups = Annotated[str, typer.Option(help=GROUPS)]
 
@@ -46,7 +48,7 @@ def inspect(
     std: Std = "",
     data: Data = "",
     size: Size = 0,
-    images: Count = 1000,
+    images: Count = None,
     grey: Grey = False,
     groups: Groups = "data",
     eps: Annotated[str, typer.Option(help="Radius of the attacks, Linf, in units of a pixel in [0, 1].")] = "8/255",
@@ -82,9 +84,10 @@ def inspect(
         network, test, source = subject(
             name, weights, data, images, size=size, grey=grey, **_asked(arg, mean, std, pretrained=pretrained)
         )
+        few, said = _few(test) if images is None else (None, [])
         seen = look(
             network.model.to(where), test, name=name, source=source, groups=_groups(groups), eps=number(eps),
-            attack=attack, notes=network.notes, generator=Generator().manual_seed(seed),
+            attack=attack, attacked=few, notes=[*network.notes, *said], generator=Generator().manual_seed(seed),
             progress=sys.stderr.isatty() and not quiet,
         )  # fmt: skip
         found.append(seen)
@@ -103,7 +106,7 @@ def export(
     std: Std = "",
     data: Data = "",
     size: Size = 0,
-    images: Count = 1000,
+    images: Count = None,
     grey: Grey = False,
     groups: Groups = "data",
     device: Device = "",
@@ -137,6 +140,15 @@ def export(
             print(path)
     for note in () if quiet else seen.notes:
         print(f"lrc: {note}", file=sys.stderr)
+
+
+def _few(test: "Images") -> tuple[int, list[str]]:
+    """How many images to attack, and what to say of it where these are fewer than usual."""
+    side = test.x.shape[-1]
+    few = min(1000, max(1, 1000 * 32**2 // (test.x.shape[-2] * side)))
+    if few >= min(1000, len(test)):
+        return few, []
+    return few, [f"{few} images of {side} x {side} are attacked, as many pixels as 1,000 of 32 x 32: --images has more"]
 
 
 def _asked(arg: list[str] | None, mean: str, std: str, *, pretrained: bool) -> dict[str, Any]:

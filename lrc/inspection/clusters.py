@@ -72,9 +72,11 @@ class Maps:
         classes: their names.
         groups, group_names: superclasses as indices of classes, and their names; empty without any.
         W: the linear sub-network; None where the network cannot be linearized.
-        local: the mean Jacobian of the whole network over some images; None where it is zero, as rounding makes it.
+        local: the mean Jacobian of the whole network over some images; None where it is zero, as rounding makes it, or
+            there is none.
         means: the mean images of the classes, no network involved: the baseline.
         images: number of images that `local` is the mean over.
+        averaged: number of images that `means` are over.
         shape: of an image.
         taken_out: what became of each operation that `lrc.linearize` changed; empty where there is no W.
         comparable: the recorded networks are a reference for it: small ones for CIFAR-10.
@@ -91,6 +93,7 @@ class Maps:
     local: Clusters | None
     means: Clusters | None
     images: int
+    averaged: int
     shape: tuple[int, ...]
     taken_out: tuple[Change, ...]
     comparable: bool
@@ -225,7 +228,7 @@ def measured(
     some = images.subset(
         min(len(images), max(LEAST, min(local, WORK // (len(images.classes) * max(shape[-1] ** 2, 1024)))))
     )
-    J = _mean_local_map(model, some) if "local" in only or groups == "found" else None
+    J = _mean_local_map(model, some, said) if "local" in only or groups == "found" else None
     names, members = _groups(images.hierarchy if tested else None)
     if groups == "found" and J is not None and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
@@ -244,8 +247,8 @@ def measured(
     if not comparable and any(found is not None and found.test for found in (linear, jacobian)):
         linear, jacobian = _by_chance(model, some, members, linear, jacobian)
     return Maps(
-        name, source, images.classes, members, names, linear, jacobian, means, len(some), shape, changes, comparable,
-        groups == "found", tuple(said),
+        name, source, images.classes, members, names, linear, jacobian, means, len(some), len(images), shape, changes,
+        comparable, groups == "found", tuple(said),
     )  # fmt: skip
 
 
@@ -308,9 +311,14 @@ def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> tuple
         return None, ()
 
 
-def _mean_local_map(model: nn.Module, some: Images) -> Tensor:
+def _mean_local_map(model: nn.Module, some: Images, notes: list[str]) -> Tensor | None:
+    """The mean local map, or None and a note that says why there is none."""
     batch = max(1, min(50, 500 // len(some.classes), PIXELS // some.x[0, 0].numel()))
-    return mean_local_map(model, some.float().to(device_of(model)), batch_size=batch).cpu()
+    try:
+        return mean_local_map(model, some.float().to(device_of(model)), batch_size=batch).cpu()
+    except InputError as error:
+        notes.append(f"the mean local map cannot be had: {error}")
+        return None
 
 
 def _by_chance(
@@ -327,7 +335,7 @@ def _by_chance(
     for seed in range(draws):
         twin = random_weights(model, seed).to(device_of(model))
         W = None if own[0] is None else _linear(twin, tuple(some.x.shape[1:]), [])[0]
-        J = None if own[1] is None or not count else _mean_local_map(twin, some.subset(count))
+        J = None if own[1] is None or not count else _mean_local_map(twin, some.subset(count), [])
         for values, rows in zip(found, (W, J), strict=True):
             chance = _clusters(rows, groups, tested=False, given=None)
             values += [] if chance is None or chance.contrast is None else [chance.contrast]

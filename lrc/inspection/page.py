@@ -433,7 +433,7 @@ def _causes(i: "Inspection") -> str:
 def _limits(i: "Inspection") -> str:
     said = [
         *i.notes,
-        f"The mean local map is over {i.images} images, the mean images over {len(i.report)}.",
+        f"The mean local map is over {i.images} images, the mean images over {i.averaged}.",
         "Clusters are no proof of robustness: the mean images of the classes have them too.",
         "Another radius, norm or attack may say otherwise; nothing is said of images unlike these.",
     ]

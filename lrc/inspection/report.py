@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Generator, nn
 
+from lrc.data import Images
 from lrc.evaluation import Report, evaluate
+from lrc.inspection.around import AROUND, around_masking
 from lrc.inspection.causes import Tried, likely_cause, tried
 from lrc.inspection.clusters import PIXELS, Maps, measured, prepared
 from lrc.inspection.verdict import Verdict, near_chance, verdict
@@ -81,6 +83,7 @@ def inspect(
     eps: float = 8 / 255,
     norm: str = "linf",
     attack: bool = False,
+    attacked: int | None = None,
     masking: bool = True,
     local: int = 200,
     notes: Sequence[str] = (),
@@ -99,6 +102,7 @@ def inspect(
             mean local map gives: explored, not tested; "none".
         eps, norm: of the attacks, as in `lrc.evaluate`.
         attack: run AutoAttack beside PGD-20; it takes minutes to hours.
+        attacked: so many of the images, the first; the class means are over all. By default all are attacked.
         masking: look for signs of gradient masking.
         local: images over which the Jacobian is averaged, at most; fewer where classes or pixels are many.
         notes: what is to be said of the network, as `lrc.inspection.load` gives it.
@@ -111,12 +115,16 @@ def inspect(
     check_whole("local", local, 1)
     found, images, tested = prepared(model, data, groups)
     name, model, said = name or found.name, found.model, [*notes, *found.notes]
+    few = images if attacked is None else images.subset(min(check_whole("attacked", attacked, 1), len(images)))
     batch = max(1, min(250, PIXELS // (images.x.shape[-1] * images.x.shape[-2])))
     report = evaluate(
-        model, images, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm, batch_size=batch,
+        model, few, attacks=(PGD, "autoattack") if attack else (PGD,), eps=eps, norm=norm, batch_size=batch,
         generator=generator or Generator().manual_seed(0), masking=masking, progress=progress,
     )  # fmt: skip
-    causes = tried(model, images, report.predictions("clean"), images=max(50, min(200, 8 * batch)))
+    if report.raised:
+        report = _hard_pressed(model, few, report, batch, generator)
+        said.append(f'as there are signs of masking it was attacked "{AROUND}" too: roundings let gradients through')
+    causes = tried(model, few, report.predictions("clean"), images=max(50, min(200, 8 * batch)))
     if (cause := likely_cause(causes)) and not near_chance(report):
         said.append(f"perhaps {cause}")
     seen = measured(
@@ -125,6 +133,15 @@ def inspect(
     contrasted = seen.local.contrast if seen.local is not None and tested else None
     word = verdict(report, contrasted, comparable=seen.comparable, cause=cause)
     return Inspection(**vars(seen), report=report, tried=causes, verdict=word)
+
+
+def _hard_pressed(model: nn.Module, images: Images, report: Report, batch: int, generator: Generator | None) -> Report:
+    """The report with a further attack, for networks that others may not have reached."""
+    more = evaluate(
+        model, images, attacks={AROUND: around_masking}, eps=report.eps, norm=report.norm, batch_size=batch,
+        generator=generator or Generator().manual_seed(0), masking=False,
+    )  # fmt: skip
+    return replace(report, results=report.results | {AROUND: more.results[AROUND]})
 
 
 @dataclass(frozen=True)

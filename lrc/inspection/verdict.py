@@ -7,6 +7,7 @@ from torch import nn
 from lrc.data import Images
 from lrc.evaluation import Report
 from lrc.hierarchy import CIFAR10, Hierarchy
+from lrc.inspection.around import AROUND
 from lrc.inspection.causes import Tried
 
 __all__ = ["LOCAL_CONTRAST", "Verdict", "near_chance", "reference_applies", "verdict"]
@@ -54,9 +55,9 @@ def verdict(report: Report, local: float | None, *, comparable: bool, cause: Tri
     """The verdict of an evaluation and of the contrast of the mean local map.
 
     - A network that classifies hardly better than chance is undecided: there is nothing to lose.
-    - One that an attack brings below chance, surely, is not robust. It only looks robust if a sign of masking is up
-      and PGD alone would have left it more than half of its clean accuracy.
-    - A sign of masking on a network that attacks leave right: it only looks robust.
+    - One that an attack brings below chance, surely, or to a tenth of its clean accuracy, is not robust. It only looks
+      robust if a sign of masking is up and PGD alone would have left it more than half of its clean accuracy.
+    - A sign of masking on a network that attacks leave right: undecided. It may be robust and masked.
     - One that AutoAttack leaves above chance, surely, is robust at this radius; PGD alone decides so only together
       with a mean local map that clusters as those of robust networks do, where that is known (see
       `reference_applies`). What they disagree about is undecided.
@@ -70,9 +71,9 @@ def verdict(report: Report, local: float | None, *, comparable: bool, cause: Tri
     chance = 1 / len(report.classes)
     clean, worst, pgd = report.accuracy("clean"), report.accuracy(), report.accuracy("pgd")
     raised = report.raised
-    against = (
-        f"{'AutoAttack' if 'autoattack' in report.attacks else 'PGD-20'} at {report.norm} {255 * report.eps:.3g}/255"
-    )
+    by = "AutoAttack" if "autoattack" in report.attacks else "PGD-20"
+    by = "all attacks" if AROUND in report.attacks else by
+    against = f"{by} at {report.norm} {255 * report.eps:.3g}/255"
     if near_chance(report):
         usual = (
             "None of the usual causes explains it: normalization, the order of channels or of classes, images in "
@@ -84,12 +85,12 @@ def verdict(report: Report, local: float | None, *, comparable: bool, cause: Tri
         ))  # fmt: skip
     found = f"{worst.value:.1%} of {len(report)} images stay right under {against}; clean, {clean.value:.1%} are."
     masked = f"Signs of gradient masking are up: {', '.join(raised)}."
-    if raised:
-        looks = pgd.value > SHARE * clean.value or worst.value > SHARE * clean.value
-        if looks or worst.interval[0] > chance:
-            return Verdict("only looks robust", (found, masked))
     if worst.interval[1] < chance or worst.value < 0.1 * clean.value:
-        return Verdict("not robust", (found, *([masked] if raised else ["No sign of masking is up."])))
+        if raised and pgd.value > SHARE * clean.value:
+            return Verdict("only looks robust", (f"{found} PGD-20 alone leaves {pgd.value:.1%}.", masked))
+        return Verdict("not robust", (found, masked if raised else "No sign of masking is up."))
+    if raised:
+        return Verdict("undecided", (found, f"{masked} So attacks may have found too little, and this be no bound."))
     if "autoattack" in report.attacks:
         word = "robust" if worst.interval[0] > chance else "undecided"
         return Verdict(word, (found, "That holds for this radius, these images and these attacks."))

@@ -13,7 +13,7 @@ import lrc
 from lrc.attacks import pgd
 from lrc.data import Images, shapes
 from lrc.evaluation import masking_flags
-from lrc.evaluation.masking import scaled_cross_entropy
+from lrc.evaluation.masking import _with_cross_entropy, draw, scaled_cross_entropy
 from lrc.models import resnet8
 from lrc.utils.errors import InputError
 
@@ -220,6 +220,16 @@ def test_the_scaled_cross_entropy_is_the_plain_one_for_small_logits():
     torch.testing.assert_close(
         scaled_cross_entropy(1000 * wide, y), F.cross_entropy(wide, y, reduction="none"), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0, 1000.0])
+def test_walks_that_are_left_out_would_have_changed_nothing(images, scale):
+    """Of images whose logits leave the range of 10, and where all, some or none do."""
+    model = network(scale)
+    probes = draw(model, images, 40, eps=EPS, norm="linf", batch_size=16, seed=0)
+    every = [probes.fooled_by(probes.walk(loss=loss)) for loss in ("ce", scaled_cross_entropy)]
+    found = _with_cross_entropy(probes)
+    assert all(torch.equal(a, b) for a, b in zip(found, every, strict=True))
 
 
 def test_few_images_raise_no_flag_by_chance(robust, images):

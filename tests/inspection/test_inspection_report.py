@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 import lrc
 from lrc import Images, InputError, cli
+from lrc.cli.commands import _enough
+from lrc.cli.inspection import _few
 from lrc.hierarchy import CIFAR10, Hierarchy
 from lrc.inspection import class_means, compare, inspect, verdict
 from lrc.inspection.page import matrix, page, png, reference, sheet
@@ -56,6 +58,7 @@ class Matched(nn.Module):
         (Matched(cues()[0], scale=0.1), {"robust", "undecided"}),
         (Matched(cues()[1]), {"not robust"}),
         (Matched(cues()[1], rounded=True), {"only looks robust"}),
+        (Matched(cues()[0], scale=0.1, rounded=True), {"undecided"}),
         (Matched(cues()[1], scale=1e5), {"not robust", "only looks robust"}),
     ],
 )
@@ -213,3 +216,34 @@ def test_a_page_of_many_classes_of_large_images_is_small_too():
     C = lrc.class_correlation(torch.randn(1000, 1200, generator=generator))
     parts = png(sheet(rows), "W"), matrix(C, [f"class {k}" for k in range(1000)], ())
     assert 3 * sum(map(len, parts)) < 1_800_000
+
+
+def test_a_part_is_attacked_and_the_class_means_are_over_all(data):
+    found = inspect(Matched(cues()[0], scale=0.1), data, attacked=12, masking=False, local=10)
+    assert len(found.report) == 12 and found.averaged == len(data) == 200
+    assert found.means is not None and torch.equal(found.means.rows, class_means(data))
+    assert "the mean images over 200" in found.to_html()
+
+
+@pytest.mark.parametrize(("side", "attacked"), [(28, 1000), (32, 1000), (64, 250), (224, 20), (2000, 1)])
+def test_as_many_pixels_are_attacked_as_a_thousand_small_images_have(side, attacked):
+    few, said = _few(
+        Images(torch.empty(2000, 3, side, side, dtype=torch.uint8, device="meta"), torch.zeros(2000).long(), ("a",))
+    )
+    assert few == attacked and few * side**2 <= max(1000 * 32**2, side**2)
+    assert bool(said) == (few < 1000) and all(f"{few} images of {side} x {side}" in note for note in said)
+
+
+def test_every_class_is_among_the_images_that_are_looked_at():
+    """By counting: the first ones, then those that are among the first of their class."""
+    y = torch.randint(0, 40, (900,), generator=torch.Generator().manual_seed(0))
+    x = torch.arange(900).remainder(256).byte().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    images = Images(x, y, tuple(map(str, range(40))))
+    seen, expected = dict.fromkeys(range(40), 0), []
+    for row, k in enumerate(y.tolist()):
+        if row < 50 or seen[k] < 3:
+            expected.append(row)
+        seen[k] += 1
+    found = _enough(images, 50, 3)
+    assert torch.equal(found.y, y[expected]) and torch.equal(found.x, x[expected])
+    assert torch.equal(_enough(images, 500, 3).y, y[:500]), "which have three of each, so that nothing is added"
