@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrc
 from lrc.linearization import affine_map
@@ -280,14 +281,28 @@ def errors(model: nn.Module, shape: tuple[int, int, int]) -> Iterator[float]:
         yield distance(lrc.local_map(model, x[:n]), J, float(J.abs().max()))
 
 
+class Single(TorchDispatchMode):
+    """Notes whether a network in double precision computes in single precision inside."""
+
+    there = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.there |= isinstance(found, Tensor) and found.dtype == torch.float32
+        return found
+
+
 def rounding(model: nn.Module, shape: tuple[int, int, int]) -> float:
     """How far apart plain backward passes are, of an image alone, beside another, and with other last digits."""
     rng = torch.Generator().manual_seed(1)
     x = torch.rand(2, *shape, dtype=torch.double, generator=rng)
     J, digits = backward_map(model, x), torch.randint(-4, 5, x.shape, generator=rng).double()
     size = float(J.abs().max())
+    with Single() as single, torch.no_grad():
+        model(x)
+    last = 2.0**-23 if single.there else 2.0**-52
     alone = distance(backward_map(model, x[:1]), J[:1], size)
-    return max(alone, distance(backward_map(model, x * (1 + digits * 2.0**-52)), J, size))
+    return max(alone, distance(backward_map(model, x * (1 + digits * last)), J, size))
 
 
 def distance(a: Tensor, b: Tensor, size: float) -> float:
