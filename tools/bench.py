@@ -294,8 +294,8 @@ def _head() -> Iterator[str]:
     yield "made this page. All that a table compares was called in turns in one process. A ratio is that of the times"
     yield "of one turn: the median, and from the smallest to the largest. The load is that of the machine, which others"
     yield "used too: below its number of threads a figure is worth most. The network is the small robust ResNet"
-    yield f"`{NETWORK}`. On a CPU the batches are small, 16 images, so that a turn takes minutes: what an attack does"
-    yield "besides passes weighs most there, above all in AutoAttack, which goes on with two of the sixteen.\n"
+    yield f"`{NETWORK}`. On a CPU the batches are small, 16 images, so that all of it takes minutes; larger ones may"
+    yield "give other ratios.\n"
 
 
 def _device(kind: str, parts: dict[str, Any]) -> Iterator[str]:
