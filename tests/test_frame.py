@@ -27,7 +27,9 @@ import lrc
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
-    k: v for k, v in PROJECT["optional-dependencies"].items() if k not in {"peers", "browser", "architectures"}
+    k: v
+    for k, v in PROJECT["optional-dependencies"].items()
+    if k not in {"peers", "browser", "architectures", "cluster"}
 }  # what commands install
 # Names that differ there
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib", "lightning": "lightning-fabric"}

@@ -1,14 +1,12 @@
 """`lrc study`: the trainings of a table, what is missing of them."""
 
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrc.utils.errors import InputError
+from lrc.utils.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from lrc.experiments.studies import Row
@@ -20,16 +18,16 @@ def study(
         "_build/studies"
     ),
     jobs: Annotated[int, typer.Option(min=0, help="Rows at a time; 0 for one a core, or one on an accelerator.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Make the rows on the workers of a Dask cluster: tcp://HOST:8786.")
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
 ) -> None:
     """Train what is not recorded yet of a study, and record it.
 
     A row that is named is measured and recorded anew; it is trained anew where --work holds no weights of it.
     """
-    import torch
-
-    from lrc.experiments import studies, zoo
-    from lrc.utils.devices import device
+    from lrc.experiments import studies
 
     wanted = list(dict.fromkeys(row for name in names for row in _rows(name, all_of_them=show)))
     if show:
@@ -39,21 +37,18 @@ def study(
         return
     if not wanted:
         print("all of it is recorded: name a single row to measure it anew")
-    at_once = jobs or (zoo.cores() if device().type == "cpu" else 1)
-    if at_once == 1 or len(wanted) < 2:
-        for row in wanted:
-            _make(row, work)
-        return
-    try:
-        with ProcessPoolExecutor(min(at_once, len(wanted)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            try:
-                for made in as_completed([pool.submit(_make, row, work) for row in wanted]):
-                    made.result()
-            except InputError:
-                pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends, nothing more begins
-                raise
-    except BrokenProcessPool as error:
-        raise InputError("a process was killed, for want of memory perhaps: the same command goes on") from error
+    failed = 0
+    for row, error in studies.make_all(wanted, work=work, jobs=jobs, scheduler=scheduler):
+        if error is None:
+            print(f"{row.name}: recorded", flush=True)
+        elif len(wanted) == 1:
+            raise error
+        else:
+            failed += 1
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            print(f"lrc: {row.name}: {kind}{first_line(error)}", file=sys.stderr, flush=True)
+    if failed:
+        raise InputError(f"{failed} of {len(wanted)} rows could not be made: the same command goes on with them")
 
 
 def _rows(name: str, *, all_of_them: bool) -> "list[Row]":
@@ -64,10 +59,3 @@ def _rows(name: str, *, all_of_them: bool) -> "list[Row]":
         missing = studies.left(name)
         return [row for row in studies.rows(name) if all_of_them or row.name in missing]
     return [studies.row(name)]
-
-
-def _make(row: "Row", work: Path) -> None:
-    from lrc.experiments import studies
-
-    studies.make(row, work=work)
-    print(f"{row.name}: recorded", flush=True)

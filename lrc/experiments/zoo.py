@@ -10,18 +10,12 @@
     '8/255'
 """
 
-import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
 from lrc.data import Images
@@ -30,9 +24,9 @@ from lrc.experiments import fitting, store
 from lrc.experiments.fitting import fit, objective, partition
 from lrc.experiments.recipe import Change, names, recipe
 from lrc.experiments.store import WEIGHTS_FILE, Metrics, info
-from lrc.utils.devices import device
 from lrc.utils.errors import InputError
 from lrc.utils.files import load_tensors, locked, save_tensors, write, write_json
+from lrc.utils.workers import side_by_side
 
 __all__ = [
     "fit",
@@ -90,36 +84,22 @@ def obtain(name: str, *, change: Change | None = None, limit: int | None = None,
 def obtain_all(wanted: Sequence[tuple[str, Change]], *, limit: int | None = None) -> list[nn.Module]:
     """The networks of several recipes with their changes, as `obtain` gives them, trained side by side on a CPU.
 
-    A script that calls it needs the usual `if __name__ == "__main__":`, since it starts processes.
-
     Args:
         wanted: pairs of name and change.
         limit: as in `recipe`.
 
     Raises:
-        InputError: as `obtain`; or a script without that line.
+        InputError: as `obtain`; or a process was killed.
     """
     missing = [(n, change) for n, change in wanted if not store.there(recipe(n, change=change, limit=limit))]
-    if len(missing) > 1 and device().type == "cpu":  # not threads: torch.fx patches modules
-        workers = min(cores(), len(missing))
-        try:
-            with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                list(pool.map(_train, *zip(*missing, strict=True), repeat(limit)))
-        except BrokenProcessPool as error:
-            raise InputError(
-                "training side by side starts processes, which read the script again: put its code under "
-                'if __name__ == "__main__":'
-            ) from error
+    with side_by_side(partial(_train, limit=limit), missing) as trained:
+        for _, check in trained:
+            check()
     return [obtain(name, change=change, limit=limit) for name, change in wanted]
 
 
-def _train(name: str, change: Change, limit: int | None) -> None:
-    obtain(name, change=change, limit=limit)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _train(wanted: tuple[str, Change], *, limit: int | None) -> None:
+    obtain(wanted[0], change=wanted[1], limit=limit)
 
 
 def metrics(name: str, *, change: Change | None = None, limit: int | None = None) -> Metrics:

@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
-from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -447,11 +446,15 @@ def test_a_row_of_two_studies_is_made_for_the_one_that_is_named(place, small, ca
 @pytest.fixture
 def small(monkeypatch):
     """A study whose rows take seconds."""
-    for name in ("shapes-tiny-at", "shapes-tiny-at-clustering"):
-        monkeypatch.setitem(recipes.recipes(), name, zoo.recipe(name, change=TINY))
-    monkeypatch.setitem(plan._studies()["shapes-boosting"], "attacks", ["pgd"])
-    monkeypatch.setitem(plan._studies()["shapes-boosting"], "images", 24)
+    shrink(monkeypatch)
     return [row.name for row in studies.rows("shapes-boosting")]
+
+
+def shrink(patch):
+    for name in ("shapes-tiny-at", "shapes-tiny-at-clustering"):
+        patch.setitem(recipes.recipes(), name, zoo.recipe(name, change=TINY))
+    patch.setitem(plan._studies()["shapes-boosting"], "attacks", ["pgd"])
+    patch.setitem(plan._studies()["shapes-boosting"], "images", 24)
 
 
 def test_a_row_is_made_and_one_that_was_broken_off_goes_on(place, small, capsys, monkeypatch):
@@ -494,51 +497,39 @@ def test_an_unknown_study_is_one_line_and_status_2(capsys, monkeypatch):
         assert err.startswith("lrc: there is no study or row 'boost'; the studies are subpopulations, ")
 
 
-class Pool:
-    """Runs in this process what would be run in others."""
-
-    started: list[int] = []
-
-    def __init__(self, workers, context, initializer, initargs):
-        self.started.append(workers)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *words):
-        job = Future()
-        try:
-            job.set_result(function(*words))
-        except Exception as error:
-            job.set_exception(error)
-        return job
-
-
 @pytest.fixture
 def made(monkeypatch):
-    """Names of the rows that the command makes."""
+    """Names of the rows that the command makes, and how: in place of the workers, this process makes them."""
     names: list[str] = []
-    monkeypatch.setattr(Pool, "started", [])
-    monkeypatch.setattr(command, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(studies, "make", lambda row, *, work: names.append(row.name))
-    monkeypatch.setattr(zoo, "cores", lambda: 3)
-    return names
+    asked: list[tuple[int, str | None]] = []
+
+    @contextmanager
+    def here(function, orders, *, jobs, scheduler):
+        asked.append((jobs, scheduler))
+        yield ((order, partial(function, order)) for order in orders)
+
+    def make(order, *, work):
+        names.append(order[0].name)
+        return {"figures": {"a": 0.5}, "seconds": 3.0, "versions": {"device": "of the worker"}}
+
+    monkeypatch.setattr(tables, "side_by_side", here)
+    monkeypatch.setattr(tables, "_made", make)
+    return names, asked
 
 
 @pytest.mark.parametrize(
-    ("jobs", "device", "started"), [((), "cpu", [3]), (("--jobs", 2), "cpu", [2]), (("--jobs", 1), "cpu", []),
-                                    ((), "cuda", []), (("--jobs", 9), "cuda", [3])]
-)  # fmt: skip
-def test_only_what_is_missing_is_made_each_row_once(made, capsys, monkeypatch, jobs, device, started):
+    ("more", "asked"), [((), (0, None)), (("--jobs", 2), (2, None)), (("--scheduler", "tcp://h:1"), (0, "tcp://h:1"))]
+)
+def test_only_what_is_missing_is_made_each_row_once(made, capsys, monkeypatch, more, asked):
     rows = studies.rows("shapes-boosting")
     record(rows[2], a=1.0)
-    monkeypatch.setattr("lrc.utils.devices.device", lambda: torch.device(device))
-    words = ("study", "shapes-boosting", rows[0].name, "shapes-boosting", *jobs)
-    assert lrc(*words, capsys=capsys, monkeypatch=monkeypatch)[::2] == (0, "")
-    assert made == [rows[0].name, rows[1].name, rows[3].name] and Pool.started == started
+    words = ("study", "shapes-boosting", rows[0].name, "shapes-boosting", *more)
+    status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+    names = [rows[0].name, rows[1].name, rows[3].name]
+    assert (status, out, err) == (0, "".join(f"{name}: recorded\n" for name in names), "")
+    assert made == (names, [asked])
+    line = studies.recorded("shapes-boosting")[names[0]]
+    assert (line["figures"], line["seconds"], line["versions"]) == ({"a": 0.5}, 3, {"device": "of the worker"})
 
 
 def test_a_finished_study_is_left_alone_and_a_row_of_it_is_made_anew(made, capsys, monkeypatch):
@@ -546,32 +537,95 @@ def test_a_finished_study_is_left_alone_and_a_row_of_it_is_made_anew(made, capsy
     for row in rows:
         record(row, a=1.0)
     status, out, _ = lrc("study", "shapes-boosting", capsys=capsys, monkeypatch=monkeypatch)
-    assert (status, out) == (0, "all of it is recorded: name a single row to measure it anew\n") and not made
+    assert (status, out) == (0, "all of it is recorded: name a single row to measure it anew\n") and not made[0]
     lrc("study", rows[1].name, capsys=capsys, monkeypatch=monkeypatch)
-    assert made == [rows[1].name] and Pool.started == []
+    assert made[0] == [rows[1].name]
 
 
-def test_a_process_that_is_killed_is_one_line_and_status_2(made, capsys, monkeypatch):
-    def killed(*_, **__):
-        raise command.BrokenProcessPool("terminated abruptly")
+def test_rows_that_fail_are_named_and_the_others_are_made(made, capsys, monkeypatch):
+    rows = studies.rows("shapes-boosting")
+    errors = {rows[0].name: InputError("no images"), rows[2].name: ZeroDivisionError("by\nzero")}
+    right = tables._made
 
-    monkeypatch.setattr(studies, "make", killed)
-    status, _, err = lrc("study", "shapes-boosting", capsys=capsys, monkeypatch=monkeypatch)
-    assert status == 2 and err == "lrc: a process was killed, for want of memory perhaps: the same command goes on\n"
+    def make(order, *, work):
+        if order[0].name in errors:
+            raise errors[order[0].name]
+        return right(order, work=work)
+
+    monkeypatch.setattr(tables, "_made", make)
+    status, out, err = lrc("study", "shapes-boosting", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2 and out == f"{rows[1].name}: recorded\n{rows[3].name}: recorded\n"
+    assert err.splitlines() == [
+        f"lrc: {rows[0].name}: no images",
+        f"lrc: {rows[2].name}: ZeroDivisionError: by",
+        "lrc: 2 of 4 rows could not be made: the same command goes on with them",
+    ]
+    assert studies.left("shapes-boosting") == [*errors]
 
 
-def refused_first(names, work):
-    """In place of the rows: the first is refused at once, the others take a moment and leave a mark."""
-    if names == "first":
-        raise InputError("first cannot be made")
-    time.sleep(0.5)
-    (work / names).touch()
+def test_an_interrupt_leaves_what_was_recorded(made, monkeypatch):
+    rows, right = studies.rows("shapes-boosting"), tables._made
+
+    def make(order, *, work):
+        if order[0] == rows[1]:
+            raise KeyboardInterrupt
+        return right(order, work=work)
+
+    monkeypatch.setattr(tables, "_made", make)
+    with pytest.raises(KeyboardInterrupt):
+        command.study(["shapes-boosting"])
+    assert [*studies.recorded("shapes-boosting")] == [rows[0].name]
 
 
-def test_a_row_that_is_refused_ends_the_command_before_the_rest_begins(tmp_path, monkeypatch):
-    others = [f"other-{i}" for i in range(8)]
-    monkeypatch.setattr(command, "_rows", lambda name, **_: ["first", *others])
-    monkeypatch.setattr(command, "_make", refused_first)
-    with pytest.raises(InputError, match="^first cannot be made$"):
-        command.study(["x"], work=tmp_path, jobs=2)
-    assert len(list(tmp_path.iterdir())) < len(others)
+def test_records_that_cannot_be_written_are_named_before_any_row_is_made(made, place, monkeypatch):
+    monkeypatch.setattr(records, "RECORDS", place / "nowhere" / "records")
+    with pytest.raises(InputError, match="records cannot be written"):
+        command.study(["shapes-boosting"])
+    assert made == ([], [])
+
+
+def make_small(order, *, work):
+    """What a worker runs in the test below: rows that take seconds, and records that it must not touch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, "shapes", few)
+        shrink(patch)
+        patch.setattr(records, "record", refuse)
+        return MADE(order, work=work)
+
+
+MADE = tables._made
+
+
+def test_workers_make_rows_and_this_process_records_them(place, small, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "_made", make_small)
+    words = ("study", *small[:2], "--work", place / "work", "--jobs", 2)
+    status, out, err = lrc(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, err) == (0, "") and sorted(out.splitlines()) == sorted(f"{name}: recorded" for name in small[:2])
+    found = studies.recorded("shapes-boosting")
+    capsys.readouterr()
+    for name in small[:2]:  # again here, of the weights that the worker left
+        figures = MADE((studies.row(name), None), work=place / "work")["figures"]
+        assert found[name]["figures"]["clean"] == round(figures["clean"], 4)
+
+
+def test_a_machine_that_would_make_another_row_says_in_what(place, small, monkeypatch):
+    row = studies.row(small[0])
+    expected = records.asked(row)
+    assert records.asked(row) == expected
+    monkeypatch.setattr(fitting, "fit", refuse)
+    make = partial(tables._made, (row, expected), work=place / "work")
+    wanted = zoo.recipe(row.recipe)
+    with monkeypatch.context() as patch:
+        patch.setitem(recipes.recipes(), row.recipe, replace(wanted, training=replace(wanted.training, lr=0.123)))
+        with pytest.raises(
+            InputError, match=r"^this machine would make another row, which differs in recipe.training.lr: "
+        ):
+            make()
+    with monkeypatch.context() as patch:
+        patch.setitem(SOURCES, "shapes", lambda split, **options: shapes(split, n=330))
+        with pytest.raises(
+            InputError, match="which differs in data: give it the same release of lrc, and the same fil"
+        ):
+            make()
+    with pytest.raises(AssertionError, match="asked again"):
+        make()

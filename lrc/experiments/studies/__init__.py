@@ -6,6 +6,6 @@ recorded in the package; where nothing is, rows are trained when the table is as
 
 from lrc.experiments.studies.plan import Row, names, row, rows
 from lrc.experiments.studies.records import left, recorded
-from lrc.experiments.studies.tables import column, make, paired, table
+from lrc.experiments.studies.tables import column, make, make_all, paired, table
 
-__all__ = ["Row", "column", "left", "make", "names", "paired", "recorded", "row", "rows", "table"]
+__all__ = ["Row", "column", "left", "make", "make_all", "names", "paired", "recorded", "row", "rows", "table"]

@@ -8,14 +8,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from lrc.experiments import store
-from lrc.experiments.fitting import versions
+from lrc.experiments import fitting, store
 from lrc.experiments.recipe import Recipe, identity, recipe
 from lrc.experiments.studies.plan import Row, rows, study_called
 from lrc.utils.errors import InputError
 from lrc.utils.files import read_json, read_lines, write_json, write_lines
 
-__all__ = ["Figures", "check", "kept", "left", "options", "record", "recorded"]
+__all__ = ["Figures", "asked", "check", "kept", "left", "options", "record", "recorded"]
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -61,15 +60,20 @@ def check(study: str) -> None:
     recorded(study)
 
 
-def record(wanted: Row, figures: Figures, *, seconds: float) -> None:
-    """Puts the row in its place in the file of its study; other rows stay, also those that were made otherwise."""
+def record(wanted: Row, figures: Figures, *, seconds: float, versions: dict[str, str] | None = None) -> None:
+    """Puts the row in its place in the file of its study; other rows stay, also those that were made otherwise.
+
+    Args:
+        seconds: that the training took.
+        versions: as `lrc.experiments.fitting.versions` gives them where it was made, by default those of this process.
+    """
     path = RECORDS / f"{wanted.study}.jsonl"
     line = {
         "row": wanted.name,
         "made_by": {"recipe": store.noted(_recipe(wanted))} | options(wanted),
         "figures": _rounded(figures),
         "seconds": round(seconds),
-        "versions": versions(),
+        "versions": versions or fitting.versions(),
     }
     path.parent.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -106,6 +110,12 @@ def options(wanted: Row) -> dict[str, Any]:
 def _made_by(wanted: Row) -> Figures:
     """What bears on the figures: the recipe, and how the network is measured."""
     return {"recipe": identity(_recipe(wanted))} | options(wanted)
+
+
+def asked(wanted: Row) -> Figures:
+    """All that the figures of a row depend on, the images too. Raises InputError: they are not to be had."""
+    data = [part.digest() for part in fitting.split_images(_recipe(wanted))]
+    return _made_by(wanted) | {"version": store.VERSION, "data": data}
 
 
 def _alike(made_by: Figures) -> Figures:

@@ -1,6 +1,6 @@
 """Tables of trainings: the same networks for several seeds and held-out classes, compared cell by cell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from lrc.experiments import fitting, store, zoo
 from lrc.experiments.recipe import recipe
 from lrc.experiments.studies.measures import MEASURES, unpacked
 from lrc.experiments.studies.plan import Row, row, rows, study_called
-from lrc.experiments.studies.records import Figures, check, kept, options, record, recorded
+from lrc.experiments.studies.records import Figures, asked, check, kept, options, record, recorded
 from lrc.utils.devices import device
 from lrc.utils.errors import InputError
 from lrc.utils.files import locked
+from lrc.utils.runs import differences
+from lrc.utils.workers import side_by_side
 
-__all__ = ["column", "make", "paired", "table"]
+__all__ = ["column", "make", "make_all", "paired", "table"]
 
 
 def table(study: str, *, limit: int | None = None) -> list[Figures]:
@@ -101,16 +103,57 @@ def make(wanted: Row | str, *, work: str | Path, progress: bool = False) -> Figu
     """
     wanted = wanted if isinstance(wanted, Row) else row(wanted)
     check(wanted.study)  # before hours of training, not after
-    place = Path(work) / wanted.name
-    with locked(place, wait=True):
-        made = recipe(wanted.recipe, change=wanted.change)
+    found = _made((wanted, None), work=Path(work), progress=progress)
+    record(wanted, **found)
+    return found["figures"]
+
+
+def make_all(
+    wanted: Sequence[Row], *, work: str | Path, jobs: int = 0, scheduler: str | None = None
+) -> Iterator[tuple[Row, Exception | None]]:
+    """Makes rows side by side, and records each as it is done, in this process.
+
+    Args:
+        wanted: each row once.
+        work: as in `make`; on each machine, where there are several.
+        jobs, scheduler: as in `lrc.utils.workers.side_by_side`. The workers of a cluster must have the same images
+            and recipes as this machine.
+
+    Yields:
+        Each row as it is done, with None, or the error for which it could not be made. The others go on.
+
+    Raises:
+        InputError: records that are damaged or cannot be written, and as `side_by_side`.
+    """
+    for study in {each.study for each in wanted}:
+        check(study)
+    orders = [(each, asked(each) if scheduler else None) for each in wanted]
+    with side_by_side(partial(_made, work=Path(work)), orders, jobs=jobs, scheduler=scheduler) as results:
+        for (each, _), result in results:
+            error = None
+            try:
+                record(each, **result())
+            except Exception as failure:
+                error = failure
+            yield each, error
+
+
+def _made(order: tuple[Row, Figures | None], *, work: Path, progress: bool = False) -> Figures:
+    """What is recorded of a row: figures, seconds, versions. The order has what `asked` gives where it was given."""
+    wanted, expected = order
+    if expected is not None and (other := differences(asked(wanted), expected)):
+        raise InputError(
+            f"this machine would make another row, which differs in {', '.join(other)}: "
+            "give it the same release of lrc, and the same files of images"
+        )
+    with locked(work / wanted.name, wait=True):
+        made, place = recipe(wanted.recipe, change=wanted.change), work / wanted.name
         if shipped := store.shipped(made):
             network, history = zoo.load(shipped).to(device()), zoo.info(shipped)["metrics"]
         else:
             network, history = fitting.trained(made, place=place, progress=progress)
         figures = _measured(wanted, network, out=place / "evaluation")
-        record(wanted, figures, seconds=sum(epoch["seconds"] for epoch in history))
-    return figures
+    return {"figures": figures, "seconds": sum(e["seconds"] for e in history), "versions": fitting.versions()}
 
 
 def _measured(wanted: Row, network: torch.nn.Module, *, limit: int | None = None, out: Path | None = None) -> Figures:
