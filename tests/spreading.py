@@ -56,8 +56,8 @@ class Doubled(nn.Module):
         return self.network(x.double())
 
 
-def tiny(seed: int = 0) -> nn.Module:
-    return resnet8(3, width=4, generator=Generator().manual_seed(seed))
+def tiny(seed: int = 0, classes: int = 3) -> nn.Module:
+    return resnet8(classes, width=4, generator=Generator().manual_seed(seed))
 
 
 def trained(name: str, *, double: bool) -> dict:

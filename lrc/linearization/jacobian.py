@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, no_type_check
+from typing import Any, TypeVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,9 @@ from lrc.linearization.checking import Quiet
 from lrc.utils.checks import check_network, check_whole
 from lrc.utils.errors import InputError, first_line
 from lrc.utils.networks import preserved, replaced, untouched
+from lrc.utils.processes import Fabric, in_turn, place
+
+T = TypeVar("T")
 
 BUDGET = 64 * 2**20
 """Bytes of the largest gradient in a chunk of rows, unless the caller chooses; a few of that size live at once."""
@@ -29,6 +32,7 @@ def differentiated(
     chunk: int | None = None,
     progress: bool = False,
     learning: bool = False,
+    fabric: Fabric | None = None,
 ) -> Iterator[tuple[Float[Tensor, "n classes"], Iterator[Tensor]]]:
     """The logits z of a batch x and, as long as the context lasts, their derivatives by it, some classes at a time.
 
@@ -38,6 +42,7 @@ def differentiated(
         chunk: classes at a time; by default as many as make the largest gradient `BUDGET` bytes.
         progress: a bar on stderr, as in `linear_map`.
         learning: the derivatives keep their graph to the parameters; the network is then run in the mode that it is in.
+        fabric: processes that share the backward passes, chunk by chunk, and all get what each computed.
 
     Yields:
         z, and an iterator over tensors (some classes, n, *input): all classes in their order. Each is one backward pass
@@ -55,7 +60,8 @@ def differentiated(
         stack.enter_context(torch.autocast(x.device.type, enabled=False))
         stack.enter_context(preserved(network) if learning else untouched(network, eager=True))
         x, z, widest = _logits(network, x, relaid=not learning)
-        yield z, jacobian_rows(z, x, chunk=chunk or widest.rows, learning=learning, progress=progress)
+        chunk = chunk or max(1, min(widest.rows, -(-z.shape[1] // place(fabric)[1])))
+        yield z, jacobian_rows(z, x, chunk=chunk, learning=learning, progress=progress, fabric=fabric)
 
 
 def jacobian_rows(
@@ -65,6 +71,7 @@ def jacobian_rows(
     chunk: int,
     learning: bool = False,
     progress: bool = False,
+    fabric: Fabric | None = None,
 ) -> Iterator[Float[Tensor, "some n *input"]]:
     """The derivatives of logits by the images that they were computed from, a chunk of classes after the other.
 
@@ -72,8 +79,11 @@ def jacobian_rows(
     derivative in batches, as a backward of its own may not.
     """
     units = torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], chunk)
-    for unit in _watched(units, progress):
-        yield _pulled_back(z, x, unit.expand(-1, len(z), -1), learning)
+    rank, processes = place(fabric)
+    rounds = [units[i : i + processes] for i in range(0, len(units), processes)]  # of a chunk for each process
+    for some in _watched(rounds, progress and rank == 0):
+        own = [_pulled_back(z, x, unit.expand(-1, len(z), -1), learning) for unit in some[rank : rank + 1]]
+        yield from own if processes == 1 else in_turn(own, [(len(unit), *x.shape) for unit in some], x)
 
 
 def _pulled_back(z: Tensor, x: Tensor, vectors: Float[Tensor, "some n classes"], learning: bool) -> Tensor:
@@ -114,11 +124,11 @@ class _Widest(TorchFunctionMode):
         return result
 
 
-def _watched(units: Sequence[Tensor], progress: bool) -> Iterator[Tensor]:
+def _watched(rounds: Sequence[T], progress: bool) -> Iterator[T]:
     """The same, with a bar on stderr if wanted and if a person can see it."""
     console = Console(stderr=True)
     shown = progress and (console.is_terminal or console.is_jupyter)
-    return iter(track(units, "rows of W", console=console, transient=True, disable=not shown))
+    return iter(track(rounds, "rows of W", console=console, transient=True, disable=not shown))
 
 
 def _logits(network: nn.Module, x: Tensor, *, relaid: bool) -> tuple[Tensor, Float[Tensor, "n classes"], _Widest]:

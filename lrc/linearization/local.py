@@ -1,6 +1,6 @@
 """The whole network near given images: its Jacobian there, and how it lies to the linear sub-network."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from lrc.linearization.jacobian import differentiated
 from lrc.utils.checks import check_flag, check_network, check_rows, check_tensor, check_whole
 from lrc.utils.errors import InputError
 from lrc.utils.networks import check_independent
+from lrc.utils.processes import Fabric, first_of, place
 
 
 def local_map(
@@ -52,7 +53,12 @@ def local_map(
 
 
 def mean_local_map(
-    model: nn.Module, x: Float[Tensor, "n *input"], *, batch_size: int = 50, chunk: int | None = None
+    model: nn.Module,
+    x: Float[Tensor, "n *input"],
+    *,
+    batch_size: int = 50,
+    chunk: int | None = None,
+    fabric: Fabric | None = None,
 ) -> Float[Tensor, " classes *input"]:
     """The mean of `local_map` over the images, which are never held all at once: to be compared with `linear_map`.
 
@@ -60,6 +66,8 @@ def mean_local_map(
         model, chunk: as in `local_map`.
         x: any number of images.
         batch_size: images at a time.
+        fabric: processes that share the images: `lrc.utils.processes.join`. All call this function alike, with all of
+            the images, and get the mean over all; they add up in another order than one process does.
 
     Raises:
         InputError: a batch size below 1, and as `local_map`.
@@ -70,14 +78,20 @@ def mean_local_map(
     """
     _check(model, x)
     batch_size = check_whole("batch_size", batch_size, 1)
-    total = x.new_zeros(0)
-    for batch in x.split(batch_size):
+    rank, processes = place(fabric)
+    batches, total = x.split(min(batch_size, -(-len(x) // processes))), x.new_zeros(0)
+    for batch in batches[rank::processes]:
         with differentiated(model, batch, chunk=chunk) as (z, chunks):
-            check_independent(model, batch)
-            done, total = 0, total if len(total) else x.new_zeros(z.shape[1], *x.shape[1:])
+            if not len(total):
+                check_independent(model, batch)
+                total = x.new_zeros(z.shape[1], *x.shape[1:])
+            done = 0
             for rows in chunks:
                 total[done : done + len(rows)] += rows.sum(1)
                 done += len(rows)
+    if fabric is not None:
+        shape = first_of(fabric, lambda: total.shape)  # a process for which no image is left does not know it
+        total = cast(Tensor, fabric.all_reduce(total if len(total) else x.new_zeros(shape), reduce_op="sum"))
     return total.div_(len(x))
 
 

@@ -1,6 +1,7 @@
 """The linear sub-network as what it is: one matrix W, and the vector b."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lrc.linearization.tracing import like
 from lrc.utils.checks import check_network
 from lrc.utils.errors import InputError
 from lrc.utils.files import replacing
+from lrc.utils.processes import Fabric, place
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What safetensors calls the types."""
@@ -28,6 +30,7 @@ def linear_map(
     chunk: int | None = None,
     out: str | Path | None = None,
     progress: bool = False,
+    fabric: Fabric | None = None,
     **choices: Any,
 ) -> Float[Tensor, " classes *input"]:
     """W, one row a class: the derivative of its logit by the image in the linear sub-network, the same at every image.
@@ -41,6 +44,9 @@ def linear_map(
         out: a safetensors file for W, under that name in it. The rows go to the disk chunk by chunk, so memory never
             holds W; the file is there as a whole or not at all.
         progress: a bar on stderr, gone at the end; never in a file or a pipe.
+        fabric: processes that share the backward passes: `lrc.utils.processes.join`. All call this function alike, and
+            get the whole; the first writes the file. With the same `chunk` the rows are those of one process to the
+            last digit; by default there is a chunk for each process at least, and rounding may differ.
         choices: of `linearize`, which say what the linear sub-network is; not those that linearize a part only.
 
     Returns:
@@ -60,7 +66,7 @@ def linear_map(
     >>> torch.allclose(W.flatten(1), model[3].weight @ model[1].weight)
     True
     """
-    return affine_map(model, input_shape, chunk=chunk, out=out, progress=progress, **choices)[0]
+    return affine_map(model, input_shape, chunk=chunk, out=out, progress=progress, fabric=fabric, **choices)[0]
 
 
 def affine_map(
@@ -70,6 +76,7 @@ def affine_map(
     chunk: int | None = None,
     out: str | Path | None = None,
     progress: bool = False,
+    fabric: Fabric | None = None,
     **choices: Any,
 ) -> tuple[Float[Tensor, " classes *input"], Float[Tensor, " classes"]]:
     """W and b of the linear sub-network: `linearize(model)(x)` = W x + b, so b is its output at the black image.
@@ -90,9 +97,9 @@ def affine_map(
     linear = linearize(model, input_shape=x.shape[1:], **choices)
     if out is not None and Path(out).is_dir():
         raise InputError(f"out ({out}) is a folder: give the name of a file in it")
-    with differentiated(linear, x, chunk=chunk, progress=progress) as (z, chunks):
+    with differentiated(linear, x, chunk=chunk, progress=progress, fabric=fabric) as (z, chunks):
         rows, shape = _finite(chunk[:, 0] for chunk in chunks), (z.shape[1], *x.shape[1:])
-        W = _gather(rows, x.new_empty(shape)) if out is None else _store(rows, shape, x.dtype, Path(out))
+        W = _gather(rows, x.new_empty(shape)) if out is None else _store(rows, shape, x.dtype, Path(out), fabric)
         return W, z[0].detach()
 
 
@@ -116,16 +123,23 @@ def _gather(rows: Iterator[Tensor], W: Tensor) -> Tensor:
     return W
 
 
-def _store(rows: Iterator[Tensor], shape: tuple[int, ...], dtype: torch.dtype, path: Path) -> Tensor:
-    """W on the disk, mapped into memory: a header, then the numbers row by row, as safetensors has it."""
+def _store(
+    rows: Iterator[Tensor], shape: tuple[int, ...], dtype: torch.dtype, path: Path, fabric: Fabric | None
+) -> Tensor:
+    """W on the disk, written by the first process, mapped into memory by all."""
     size = torch.Size(shape).numel() * dtype.itemsize
     entry = {"W": {"dtype": TYPES[dtype], "shape": shape, "data_offsets": [0, size]}}
     header = json.dumps(entry).encode()
     header += b" " * (-len(header) % 8)  # so that the numbers are aligned
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for some in rows:
-            file.write(some.cpu().contiguous().view(torch.uint8).numpy().data)
+    if place(fabric)[0]:
+        deque(rows, 0)  # takes its part in computing them
+    else:
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for some in rows:
+                file.write(some.cpu().contiguous().view(torch.uint8).numpy().data)
+    if fabric is not None:
+        fabric.barrier()
     start = 8 + len(header)
     data = torch.from_file(str(path), shared=False, size=start + size, dtype=torch.uint8)
     return data[start:].view(dtype).view(shape)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Fabric = Any  # imported when processes are joined: it takes two seconds
 
-__all__ = ["Fabric", "first_of", "gathered", "join", "launched", "mean_over_processes", "place"]
+__all__ = ["Fabric", "first_of", "gathered", "in_turn", "join", "launched", "mean_over_processes", "place"]
 
 T = TypeVar("T")
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
@@ -108,3 +108,17 @@ def gathered(own: list[T], fabric: Fabric | None) -> list[T]:
     every: list[list[T]] = [[] for _ in range(fabric.world_size)]
     dist.all_gather_object(every, own)
     return [each for some in every for each in some]
+
+
+def in_turn(own: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], like: Tensor) -> Iterator[Tensor]:
+    """A tensor of each of the first processes, one after the other, in all of them.
+
+    Args:
+        own: that of this process; none in a process beyond the first ones.
+        shapes: of the tensors, in the order of the processes.
+        like: a tensor of their type, on the device of this process.
+    """
+    for rank, shape in enumerate(shapes):
+        tensor = own[0].contiguous() if rank == dist.get_rank() else like.new_empty(shape)
+        dist.broadcast(tensor, rank)
+        yield tensor
