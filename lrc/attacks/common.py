@@ -23,7 +23,7 @@ from lrc.utils.checks import (
     explained,
 )
 from lrc.utils.errors import InputError
-from lrc.utils.networks import compiled, modules, untouched
+from lrc.utils.networks import Asked, compiled, modules, untouched
 from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage, Pixels
 
 
@@ -43,13 +43,14 @@ class Victim(nn.Module):
         super().__init__()
         self.bf16 = bf16
         self.model, self.highest, self.fast = model, highest, fast or Folding([])
+        self.asked = Asked(model)
         self.finite: Tensor | None = None
 
     def forward(self, x: Pixels) -> Logits:
         if not len(x):  # which not every network takes
             return x.flatten(1).sum(1, keepdim=True).expand(-1, self.highest + 1)
         with explained(self.model, x):
-            z = self.model(x.clone())  # it may write into what it is given
+            z = self.asked(x)
         if self.finite is None:
             z = check_logits(z, len(x))
             if self.highest >= z.shape[1]:

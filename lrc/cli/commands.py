@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,8 @@ Device = Annotated[str, typer.Option(callback=_use, help="cpu, cuda, cuda:1, mps
 Model = Annotated[str, typer.Argument(help=NETWORK)]
 Weights = Annotated[Path | None, typer.Option(help=WEIGHTS)]
 Count = Annotated[int, typer.Option("--images", min=1, help="Test images to attack.")]
+Size = Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")]
+Grey = Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")]
 Data = Annotated[str, typer.Option(help=f"Test images: {SOURCES}, or a folder; the recipe's by default.")]
 
 
@@ -68,6 +71,8 @@ def evaluate(
     model: Model,
     weights: Weights = None,
     data: Data = "",
+    size: Size = 0,
+    grey: Grey = False,
     attack: Annotated[list[str] | None, typer.Option(help="pgd and autoattack by default; repeat it for more.")] = None,
     eps: Annotated[str, typer.Option(help="Radius of the ball, in units of a pixel in [0, 1].")] = "8/255",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
@@ -103,7 +108,7 @@ def evaluate(
     from lrc.utils.processes import join, launched
 
     where = devices.device()
-    found, test, _ = subject(model, weights, data, count)
+    found, test, _ = subject(model, weights, data, count, size=size, grey=grey)
     fabric = join(where) if launched() else None
     where = where if fabric is None else fabric.device
     other = subject(surrogate, None, data, count)[0].model.to(where) if surrogate else None
@@ -217,18 +222,38 @@ def subject(
     except InputError as error:
         side = 0 if size or "size" not in str(error) else usual_side(model)
         if not side:
-            load(model, weights=weights, **options)  # what is wrong with the network is said first
-            raise
+            _check_named(model, weights, options)
+            raise InputError(f"{error}" + ": --size 64, say" * ("give the size" in str(error))) from error
         test = lrc.data.named(source, "test", **section, size=side)
         said.append(f"images were brought to {side} x {side} pixels, for which {model} was made: --size has others")
     test = _enough(test) if count is None else test.subset(min(count, len(test)))
     test = lrc.data.grey(test) if grey else test
-    found = load(model, weights=weights, shape=tuple(test.x.shape[1:]), classes=len(test.classes), **options)
-    if (classes := found.model(test.float([0])).shape[1]) > len(test.classes) and test.classes == _numbers(test):
+    load_for = partial(load, model, weights=weights, classes=len(test.classes), **options)
+    try:
+        found = load_for(shape=tuple(test.x.shape[1:]))
+    except InputError as error:
+        if "1 channel" not in str(error) or test.x.shape[1] == 1:
+            raise
+        test = lrc.data.grey(test)
+        found = load_for(shape=tuple(test.x.shape[1:]))
+        said.append("images were made grey, as the network takes one channel")
+    classes = found.model(test.float([0]).contiguous()).shape[1]
+    if classes > len(test.classes) and test.classes == _numbers(test):
         test = replace(test, classes=tuple(map(str, range(classes))))  # of arrays, whose last classes have no images
     if classes != len(test.classes):
         raise InputError(f"{model} has {classes} classes, {source} has {len(test.classes)}: give its --data")
     return replace(found, notes=(*found.notes, *said)), test, source
+
+
+def _check_named(model: str, weights: Path | None, options: dict[str, Any]) -> None:
+    """Where there are no images: what is wrong with the network is said first, unless it wants them to tell."""
+    from lrc.inspection import load
+
+    try:
+        load(model, weights=weights, **options)
+    except InputError as error:
+        if "does not take images" not in str(error):
+            raise
 
 
 def _enough(images: "lrc.Images", count: int = 1000, each: int = 5) -> "lrc.Images":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrc.cli.commands import NETWORK, Device, Model, Weights, subject
+from lrc.cli.commands import NETWORK, Device, Grey, Model, Size, Weights, subject
 from lrc.experiments.recipe import number
 from lrc.utils.errors import InputError
 
@@ -33,9 +33,7 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="Let the library 
 Mean = Annotated[str, typer.Option(help="Of each channel, to normalize with: 0.49,0.48,0.45.")]
 Std = Annotated[str, typer.Option(help="Likewise.")]
 Data = Annotated[str, typer.Option(help=DATA)]
-Size = Annotated[int, typer.Option(min=0, help="Side of the images in a folder, in pixels.")]
 Count = Annotated[int | None, typer.Option(min=1, show_default=False, help=IMAGES)]
-Grey = Annotated[bool, typer.Option("--grey", help="The network takes one channel: the brightness.")]
 Groups = Annotated[str, typer.Option(help=GROUPS)]
 
 

@@ -68,8 +68,10 @@ def _pairs(data: Any) -> Iterator[tuple[Any, Any]]:
         raise InputError("there are no images to classify: give at least one")
 
 
-def _key(columns: Iterable[str], wanted: Sequence[str]) -> str:
-    if found := next((key for key in wanted if key in columns), None):
+def _key(columns: Iterable[str], wanted: Sequence[str], split: str = "") -> str:
+    """The first name of those wanted, as that of a part (x_test, test_images) before as it is."""
+    of_part = [name for key in wanted for name in (f"{key}_{split}", f"{split}_{key}")] if split else []
+    if found := next((key for key in (*of_part, *wanted) if key in columns), None):
         return found
     raise InputError(f"the data have {', '.join(columns)}: expected one of {', '.join(wanted)}")
 
@@ -124,26 +126,41 @@ def grey(images: Images) -> Images:
 
 
 def is_stored(place: Path) -> bool:
-    """Whether a file or folder holds arrays (.npz) or a data set of the hub, which `stored` reads."""
-    return place.suffix == ".npz" if place.is_file() else bool(_tables(place, ""))
+    """Whether a file or folder holds arrays (.npz, .npy) or a data set of the hub, which `stored` reads."""
+    return place.suffix == ".npz" if place.is_file() else bool([*place.glob("*.npy")] or _tables(place, ""))
 
 
 def stored(place: Path, split: str, *, size: int | None = None) -> Images:
     """Images in an .npz file with `x`, `y` and perhaps `classes`, or in a folder that `datasets` wrote or the hub has.
 
+    Arrays may also be named for the part, as x_test and y_test or test_images and test_labels, or be .npy files of a
+    folder.
+
     Raises:
         InputError: none of these, or images of several sizes and no `size`.
     """
-    if place.is_file():
-        with np.load(place, allow_pickle=False) as file:
-            x, y = (file[_key(file.files, keys)] for keys in (IMAGE, LABEL))
-            names = tuple(map(str, file["classes"])) if "classes" in file.files else None
-        return _arrays(x, y, names, None)
+    if place.is_file() or any(place.glob("*.npy")):
+        x, y, names = _arrays_in(place, (IMAGE, LABEL), split)
+        return _arrays(x, y, None if names is None else tuple(map(str, names)), None)
     files = _tables(place, split) or (_tables(place, "validation") if split == "test" else [])
     files = files or _tables(place, "val" if split == "test" else split)
     if not files:
         raise InputError(f"{place} holds a data set without {split!r}: give the folder of one of its parts")
     return _hub(files, size)
+
+
+def _arrays_in(place: Path, wanted: Sequence[Sequence[str]], split: str) -> list[np.ndarray | None]:
+    """Of the arrays in an .npz file or in the .npy files of a folder those wanted, and the names of classes."""
+    try:
+        if place.is_dir():
+            found: Any = {file.stem: np.load(file, mmap_mode="r") for file in place.glob("*.npy")}
+            return [*(found[_key(found, keys, split)] for keys in wanted), found.get("classes")]
+        with np.load(place) as file:
+            return [*(file[_key(file, keys, split)] for keys in wanted), file.get("classes")]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file, or one with Python objects
+        raise InputError(f"{place} cannot be read: {' '.join(str(error).split())[:120]}") from error
 
 
 def _tables(place: Path, split: str) -> list[Path]:

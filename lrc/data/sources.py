@@ -86,7 +86,7 @@ def _source(name: str, split: str, **options: Any) -> Images:
         return stored(place, split, **options)
     if not name or not place.is_dir():
         near = "".join(f"; the nearest: {', '.join(n)}" for n in [get_close_matches(name, SOURCES, n=3)] if n)
-        there = f"there are {', '.join(SOURCES)}, or a folder of one's own, or a file of arrays (.npz)"
+        there = f"there are {', '.join(SOURCES)}, or a folder of one's own, or arrays (.npz, or a folder of .npy)"
         raise InputError(f"no data set is called {name!r}{near}; {there}")
     if split == "test" and not any((place / part).is_dir() for part in ("train", *TESTS)):
         return folder(place, **options)  # of one part

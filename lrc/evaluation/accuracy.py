@@ -21,7 +21,7 @@ from lrc.utils.checks import (
     explained,
 )
 from lrc.utils.errors import InputError
-from lrc.utils.networks import check_independent, untouched
+from lrc.utils.networks import Asked, check_independent, untouched
 from lrc.utils.tensors import Labels, Logits
 
 Attack = Callable[..., Tensor]
@@ -53,14 +53,14 @@ def logits(
             depends on the others in its batch.
     """
     batch_size = check_data(model, images, batch_size=batch_size, generator=generator)
-    device, out = device_of(model, images), []
+    device, out, asked = device_of(model, images), [], Asked(model)
     with untouched(model):
         for x, y in batches(images, batch_size):
             x, y = x.to(device), y.to(device)
             if attack is not None:
                 x = called(attack, model, x, y, {"generator": generator})
             with torch.no_grad(), explained(model, x):
-                out.append(check_logits(model(x), len(x)).float())
+                out.append(check_logits(asked(x), len(x)).float())
             if len(out) == 1:
                 check_independent(model, x)
     return torch.cat(out)

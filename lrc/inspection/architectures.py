@@ -33,6 +33,7 @@ class Built:
         data: options of the data set that it was trained on.
         loaded: it comes with weights of its own.
         scaled: it takes images in [0, 1] as it is.
+        side: argument for the side of its images, where some of its networks are built for one.
     """
 
     make: Callable[[int | None], Any]
@@ -42,6 +43,7 @@ class Built:
     data: Mapping[str, Any] = field(default_factory=dict)
     loaded: bool = False
     scaled: bool = False
+    side: str = ""
 
 
 def architecture(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
@@ -136,7 +138,7 @@ def _torchvision(name: str, arguments: dict[str, Any], pretrained: bool) -> Buil
     normalization = IMAGENET if pretrained else None
     make = _guarded(f"torchvision:{name}", lambda n: models.get_model(name, weights=weights, **(count(n) | arguments)))
     side = 299 if name.startswith("inception") else 224
-    return Built(make, normalization, usual=(3, side, side), loaded=pretrained)
+    return Built(make, normalization, usual=(3, side, side), loaded=pretrained, side="image_size")
 
 
 def _timm(name: str, arguments: dict[str, Any], pretrained: bool) -> Built:
@@ -149,7 +151,7 @@ def _timm(name: str, arguments: dict[str, Any], pretrained: bool) -> Built:
     shape = tuple(configuration.input_size) if configuration is not None else None
     count = lambda n: {} if n is None else {"num_classes": n}  # noqa: E731
     make = _guarded(f"timm:{name}", lambda n: timm.create_model(name, pretrained=pretrained, **(count(n) | arguments)))
-    return Built(make, normalization, usual=shape, loaded=pretrained)
+    return Built(make, normalization, usual=shape, loaded=pretrained, side="img_size")
 
 
 def _transformers(name: str, arguments: dict[str, Any], pretrained: bool) -> Built:

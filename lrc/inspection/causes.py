@@ -13,7 +13,7 @@ from lrc.evaluation import Rate
 from lrc.evaluation.accuracy import device_of, predictions
 from lrc.evaluation.report import sign_test
 from lrc.models import Normalize
-from lrc.utils.networks import untouched
+from lrc.utils.networks import Asked, untouched
 
 __all__ = ["IMAGENET", "Tried", "likely_cause", "tried"]
 
@@ -74,13 +74,14 @@ def tried(model: nn.Module, data: Images, predicted: Int64[Tensor, " n"], *, ima
     own, inner = None, model
     if isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[0], Normalize):
         own, inner = copy.deepcopy(model[0]).cpu(), model[1]
+    asked = Asked(inner)
     x, y = data.float(range(min(images, len(data)))), data.y[:images].cpu()
     before = predicted.cpu()[:images] == y
     found = []
     with untouched(model), torch.no_grad():
         for what, mend, change in _changes(x, own):
             try:
-                after = torch.cat([predictions(inner(change(some).to(device_of(model, data)))) for some in x.split(50)])
+                after = torch.cat([predictions(asked(change(some).to(device_of(model, data)))) for some in x.split(50)])
             except Exception:  # a network may refuse such values
                 continue
             found.append(_judged(what, mend, after.cpu() == y, before, len(data.classes)))

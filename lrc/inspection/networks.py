@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrc.inspection.architectures import architecture
+from lrc.inspection.architectures import Built, architecture
 from lrc.inspection.weights import fit, read_weights
 from lrc.models import Normalize
 from lrc.utils.checks import check_network
@@ -70,18 +70,22 @@ def load(
         InputError: a name that nothing has, a library that is not installed, weights that do not fit, code in a file of
             weights, outputs that are no logits, or a network that does not take images of that shape.
     """
-    built = architecture(spec, dict(arguments or {}), pretrained=pretrained)
+    given = dict(arguments or {})
+    built = architecture(spec, given, pretrained=pretrained)
     if weights is not None and built.scaled:
         raise InputError(f"{spec} has weights of its own: --weights goes with one's own network, MODULE:FUNCTION")
     if (mean is None) != (std is None):
         raise InputError("--mean and --std go together: give both, a number a channel")
     notes: list[str] = []
-    model = built.make(classes)
     if weights is not None:
-        state, remark = read_weights(Path(weights))
-        notes += remark
-        model = fit(model, state, make=built.make, where=Path(weights), spec=spec, notes=notes)
-    elif not built.loaded:
+        builds = {"": built}
+        if built.side and shape is not None and built.side not in given:
+            other = architecture(spec, {built.side: shape[-1]} | given, pretrained=pretrained)
+            builds[f"it is built for images of side {shape[-1]}, as its weights are"] = other
+        model = _fitted(builds, classes, Path(weights), spec, notes)
+    else:
+        model = built.make(classes)
+    if weights is None and not built.loaded:
         notes.append("no weights were given: those of the network as it is built")
     inside = (mean, std) if mean is not None and std is not None else None
     if inside is None and built.normalization and not built.scaled:
@@ -95,6 +99,22 @@ def load(
         raise InputError(f"{error}; it was made for --size {side}") if side else error from error
     found.model.eval()
     return replace(found, data=built.data, shape=built.shape, notes=(*notes, *found.notes))
+
+
+def _fitted(builds: Mapping[str, Built], classes: int | None, path: Path, spec: str, notes: list[str]) -> nn.Module:
+    """The first network that the weights fit, of some by what is to be said of each; else the misfit of the first."""
+    state, remark = read_weights(path)
+    errors = []
+    for about, built in builds.items():
+        said = [*remark, *([about] if about else [])]
+        try:
+            model = fit(built.make(classes), state, make=built.make, where=path, spec=spec, notes=said)
+        except InputError as error:
+            errors.append(error)
+        else:
+            notes += said
+            return model
+    raise errors[0]
 
 
 def subject(
@@ -167,6 +187,25 @@ class Logits(nn.Module):
         return torch.cat([-z / 2, z / 2], 1) if self.rule == "binary" else z
 
 
+class OneByOne(nn.Module):
+    """A network that was exported, traced or written for one image, as one for many; its outputs are tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n ..."]:
+        return torch.cat([self.model(one) for one in x.split(1)])
+
+
+def _takes_one(model: nn.Module, x: Float[Tensor, "1 c h w"]) -> bool:
+    try:
+        with untouched(model):
+            return isinstance(model(x), Tensor)
+    except Exception:
+        return False
+
+
 @torch.no_grad()
 def _as_logits(model: nn.Module, shape: tuple[int, ...], spec: str, notes: list[str]) -> nn.Module:
     """The network with outputs (n, classes), by the rules of `Logits`; what cannot be made so is refused."""
@@ -175,6 +214,9 @@ def _as_logits(model: nn.Module, shape: tuple[int, ...], spec: str, notes: list[
         with untouched(model):
             output = model(x)
     except Exception as error:
+        if not isinstance(model, OneByOne) and _takes_one(model, x[:1]):
+            notes.append("it takes one image at a time, and is slow: export it for any number (dynamic_shapes)")
+            return _as_logits(OneByOne(model), shape, spec, notes)
         size, reason = "x".join(map(str, shape)), " ".join(str(error).split())[:200]
         raise InputError(f"{spec} does not take images of {size}: {type(error).__name__}: {reason}") from error
     if (key := _key(output, spec)) is not None:

@@ -1,6 +1,7 @@
 """Files of weights as people have them, read without running code in them, and fitted to a network."""
 
 import pickle
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -63,13 +64,13 @@ def _state(held: Any, path: Path) -> tuple[State, list[str]]:
         raise InputError(
             f"{path} holds a {type(held).__name__}, no weights by name: torch.save(model.state_dict(), ...)"
         )
-    if state := {str(k): v for k, v in held.items() if isinstance(v, Tensor)}:
-        return state, []
     places = [place for place in PLACES if isinstance(held.get(place), Mapping)]
     for place in places:
         if state := {str(k): v for k, v in held[place].items() if isinstance(v, Tensor)}:
             others = f", not {', '.join(map(repr, rest))}" if (rest := [p for p in places if p != place]) else ""
             return state, [f"of the file the weights under {place!r} are taken{others}"]
+    if state := {str(k): v for k, v in held.items() if isinstance(v, Tensor)}:  # a best accuracy may be a tensor too
+        return state, []
     raise InputError(f"{path} has no weights: there are {', '.join(map(str, list(held)[:8])) or 'no entries'}")
 
 
@@ -106,6 +107,12 @@ def fit(
     unexpected = [k for k in state if k not in own]
     if missing or unexpected or misshapen:
         raise InputError(f"{where} does not fit {spec}: {_misfit(state, own, missing=missing, unexpected=unexpected)}")
+    if unfit := next((k for k in own if k in state and state[k].isnan().any()), None):
+        count = int(state[unfit].isnan().sum())
+        raise InputError(
+            f"{where} holds weights that are NaN, {count} of {state[unfit].numel()} in {unfit}: take an earlier file, "
+            "of before the training diverged"
+        )
     model.load_state_dict(state, strict=False)
     return model
 
@@ -182,7 +189,8 @@ def _known() -> dict[str, frozenset[str]]:
 
 def _names_of(make: Callable[[], nn.Module]) -> frozenset[str]:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how some are initialized
             return _learned(make().state_dict())
     except Exception:  # one that needs options, or does not build without memory
         return frozenset()

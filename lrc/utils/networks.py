@@ -127,6 +127,26 @@ def _added(module: nn.Module) -> list[Any]:
     return [value for name, value in vars(module).items() if name not in OWN]
 
 
+class Asked:
+    """A network as a function of images, in their memory format or, where it fails on that, contiguous.
+
+    Convolutions are fastest on channels-last images, and code such as `x.view(n, -1)` fails on them.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Any]) -> None:
+        self.model, self.layout = model, torch.preserve_format
+
+    def __call__(self, x: Tensor) -> Any:
+        """What the network gives for a copy of the images, as it may write into what it is given."""
+        try:
+            return self.model(x.clone(memory_format=self.layout))
+        except RuntimeError:
+            if self.layout is torch.contiguous_format or x.is_contiguous():
+                raise
+        self.layout = torch.contiguous_format
+        return self(x)
+
+
 def check_independent(model: nn.Module, x: Pixels) -> None:
     """Refuses a network whose answer to an image depends on the other images of the batch.
 
@@ -149,7 +169,7 @@ def check_independent(model: nn.Module, x: Pixels) -> None:
     def answer(other: Tensor) -> Any:
         with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)  # dropout and the like draw the same for both
-            z = model(torch.stack([x[0].detach(), other]))
+            z = model(torch.stack([x[0].detach(), other]).contiguous())
         return z[0] if isinstance(z, Tensor) and z.dim() else torch.zeros(())
 
     one, two = answer(others[0]), answer(others[1])

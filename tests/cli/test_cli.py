@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lrc import cli, models, zoo
+from lrc.cli.commands import subject
+from lrc.data import grey, named
 from lrc.experiments import recipe as recipes
 from lrc.experiments import store
 
@@ -26,6 +29,9 @@ def build():
 
 def ten():
     return resnet8(10, width=4)
+
+def grey():
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 30 * 30, 16))
 
 def number():
     return 3
@@ -44,6 +50,8 @@ def folder(tmp_path, monkeypatch):
     save_file(same.state_dict(), tmp_path / "same.safetensors")
     (tmp_path / "unreadable.py").write_text("def build(:")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    (tmp_path / "mixed" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 7)).save(tmp_path / "mixed" / "a" / "1.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     for module in ("own", "unreadable"):
@@ -72,6 +80,12 @@ def test_inspect_takes_weights(folder):
     assert seen[0] == seen[1] != seen[2]
 
 
+def test_a_network_of_one_channel_gets_grey_images(folder):
+    found, images, _ = subject("own:grey", None, "shapes", 8)
+    assert images.x.shape[1] == 1 and any("grey" in note for note in found.notes)
+    assert torch.equal(images.x, grey(named("shapes", "test").subset(8)).x)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -94,6 +108,9 @@ def test_inspect_takes_weights(folder):
         (("zoo", "show", "cifar10-smal-at"), "the zoo has no 'cifar10-smal-at'; the nearest are cifar10-small-at, "),
         (("zoo", "show", "%"), "the zoo has no '%'; `lrc zoo list` has them all"),
         (("inspect", "cifar10-smal-at"), "the nearest are cifar10-small-at, "),
+        (("inspect", "own:build", "--data", "mixed"), "give the size they are brought to: --size 64, say"),
+        (("evaluate", "own:build", "--data", "mixed"), "give the size they are brought to: --size 64, say"),
+        (("inspect", "own:grey", "--data", "nothing.npz"), "no data set is called 'nothing.npz'"),
         (("data", "mnist"), "no data set is called 'mnist'"),
     ],
 )

@@ -81,7 +81,12 @@ def test_files_and_folders_give_the_same_images(tmp_path):
     table = encoded().replace_schema_metadata(told)
     pq.write_table(table, tmp_path / "hub" / "data" / "test-00000-of-00001.parquet")
     np.savez(tmp_path / "a.npz", x=LAST, y=Y.numpy(), classes=np.array(NAMES))
-    for place in ("one", "parts", "hub", "a.npz"):
+    swapped = {"x_train": LAST[::-1], "y_train": Y.numpy()[::-1], "classes": np.array(NAMES)}
+    np.savez(tmp_path / "keras.npz", **swapped, x_test=LAST, y_test=Y.numpy())
+    (tmp_path / "npy").mkdir()
+    for name, array in {"test_images": LAST, "test_labels": Y.numpy()[:, None], **swapped}.items():
+        np.save(tmp_path / "npy" / f"{name}.npy", array)
+    for place in ("one", "parts", "hub", "a.npz", "keras.npz", "npy"):
         found = named(str(tmp_path / place), "test")
         assert torch.equal(found.x, X) and torch.equal(found.y, Y) and found.classes == NAMES, place
     for place in (".", "flat"):
@@ -94,6 +99,19 @@ def test_files_and_folders_give_the_same_images(tmp_path):
         }
     loaded = as_images(DataLoader(ImageFolder(str(tmp_path / "val"), ToTensor()), batch_size=4))
     assert loaded.classes == NAMES and torch.equal(loaded.x, X[Y.argsort(stable=True)])
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays", np.array([{}, 1])])
+@pytest.mark.parametrize("name", ["a.npz", "x.npy"])
+def test_damaged_arrays_and_python_objects_are_refused(tmp_path, name, content):
+    place = tmp_path / name
+    if isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        np.savez(place, x=content, y=content) if name == "a.npz" else np.save(place, content)
+    np.save(tmp_path / "y.npy", np.zeros(2, dtype=int))
+    with pytest.raises(InputError, match="cannot be read"):
+        named(str(place if name == "a.npz" else tmp_path), "test")
 
 
 def test_pictures_of_several_sizes_need_one(tmp_path):

@@ -66,7 +66,8 @@ X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def test_weights_are_found_wherever_people_keep_them(folder, place, prefix):
     net, state = weights()
     state = {prefix + k: v for k, v in state.items()}
-    torch.save(state if place is None else {"epoch": 3, place: state}, folder / "w.pth")
+    beside = {"epoch": 3, "best_acc1": torch.tensor(71.0), "optimizer": {"state": {}}}
+    torch.save(state if place is None else beside | {place: state}, folder / "w.pth")
     found = load("mine.py:small", weights="w.pth")
     assert torch.equal(found.model(X), net(X))
     assert any("prefix" in note for note in found.notes) == bool(prefix)
@@ -98,6 +99,7 @@ class Trap:
         (lambda: {"epoch": 3}, "has no weights: there are epoch"),
         (lambda: [1, 2], "holds a list"),
         (lambda: weights(width=4)[1], "0.weight is (4, 3, 3, 3), the network's (8, 3, 3, 3)"),
+        (lambda: weights()[1] | {"0.bias": torch.full((8,), torch.nan)}, "are NaN, 8 of 8 in 0.bias"),
         (lambda: {"0.weight": torch.zeros(8, 3, 3, 3)}, "missing 0.bias (8,) (and 2 more)"),
         (lambda: weights()[1] | {"other": torch.zeros(2)}, "unexpected other (2,)"),
         (lambda: resnet8(width=8).state_dict(), "they would fit resnet8"),
@@ -182,6 +184,29 @@ def test_a_scripted_file_is_a_network(folder):
     net, _ = weights()
     torch.jit.script(net).save(str(folder / "net.pt"))
     assert torch.allclose(load("net.pt").model(X), net(X), atol=1e-6)
+
+
+def test_a_transformer_is_built_for_the_side_that_its_weights_are_for(folder, monkeypatch):
+    from torchvision import models
+
+    small = lambda num_classes=10, image_size=224: models.VisionTransformer(  # noqa: E731
+        image_size, 8, 1, 2, 16, 32, num_classes=num_classes
+    )
+    monkeypatch.setattr(models, "get_model", lambda name, weights, **options: small(**options))
+    net = small(7, 32).eval()
+    nn.init.normal_(net.heads[-1].weight)  # which are 0 at first
+    torch.save(net.state_dict(), folder / "w.pth")
+    found = load("torchvision:vit_b_16", weights="w.pth", shape=(3, 32, 32), classes=7)
+    assert torch.equal(found.model(X), net(X)) and any("side 32" in note for note in found.notes)
+    with pytest.raises(InputError, match=r"pos_embedding is \(1, 17, 16\), the network's \(1, 785, 16\)"):
+        load("torchvision:vit_b_16", weights="w.pth", shape=(3, 64, 64), classes=7)
+
+
+def test_what_was_exported_for_one_image_is_asked_image_by_image(folder):
+    net, _ = weights()
+    torch.export.save(torch.export.export(net, (X[:1],)), folder / "one.pt2")
+    found = load("one.pt2")
+    assert torch.allclose(found.model(X), net(X), atol=1e-6) and any("one image at a time" in n for n in found.notes)
 
 
 def test_torchvision_takes_its_number_of_classes_from_the_weights(folder):

@@ -99,6 +99,28 @@ def test_images_with_a_graph_give_images_without(call, monkeypatch):
     assert not found.requires_grad and found.grad_fn is None and x.grad is None
 
 
+class Flat(nn.Module):
+    """Convolution and linear layer, between them the images as rows, by a function that may want them contiguous."""
+
+    input_shape = (3, 8, 8)
+
+    def __init__(self, flat: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.fc, self.flat = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3), flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.flat(torch.relu(self.stem(x))))
+
+
+@pytest.mark.parametrize("call", set(CALLS) - {"linearize"})
+def test_a_network_that_views_its_images_as_rows_is_run_too(call):
+    viewing, other = Flat(lambda x: x.view(len(x), -1)), Flat(lambda x: x.flatten(1))
+    other.load_state_dict(viewing.state_dict())
+    found, expected = (CALLS[call](model) for model in (viewing, other))
+    if call in ("linear_map", "local_map", "mean_local_map", "class_correlation", "logits"):  # not random
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_other_weights_take_every_place_of_a_shared_one():
     model = odd("tied")
     weight, new = model.one.weight, torch.zeros(4, 4, 1, 1)
