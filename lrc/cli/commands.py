@@ -226,6 +226,8 @@ def subject(
             raise InputError(f"{error}" + ": --size 64, say" * ("give the size" in str(error))) from error
         test = lrc.data.named(source, "test", **section, size=side)
         said.append(f"images were brought to {side} x {side} pixels, for which {model} was made: --size has others")
+    if not len(test):
+        raise InputError(f"{source} holds no images to classify: give at least one")
     test = _enough(test) if count is None else test.subset(min(count, len(test)))
     test = lrc.data.grey(test) if grey else test
     load_for = partial(load, model, weights=weights, classes=len(test.classes), **options)

@@ -4,6 +4,7 @@ import pickle
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path, PosixPath
 from typing import Any
@@ -36,7 +37,8 @@ def read_weights(path: Path) -> tuple[State, list[str]]:
         InputError: no such file, one that holds code or no weights, or a damaged one.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=3)
+        raise InputError(f"there is no file {path}" + f"; the nearest: {', '.join(near)}" * bool(near))
     try:
         held = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except InputError:
@@ -96,6 +98,12 @@ def fit(
         InputError: they do not fit; the line names what is missing, unexpected or of another shape.
     """
     own, state = model.state_dict(), _renamed(state, model, notes)
+    if unfit := next((k for k in state if k in own and state[k].isnan().any()), None):
+        count = int(state[unfit].isnan().sum())
+        raise InputError(
+            f"{where} holds weights that are NaN, {count} of {state[unfit].numel()} in {unfit}: take an earlier file, "
+            "of before the training diverged"
+        )
     misshapen = [k for k in state if k in own and state[k].shape != own[k].shape]
     if make is not None and misshapen and _differ_in_classes(state, own, misshapen):
         count = len(state[misshapen[-1]])
@@ -107,12 +115,6 @@ def fit(
     unexpected = [k for k in state if k not in own]
     if missing or unexpected or misshapen:
         raise InputError(f"{where} does not fit {spec}: {_misfit(state, own, missing=missing, unexpected=unexpected)}")
-    if unfit := next((k for k in own if k in state and state[k].isnan().any()), None):
-        count = int(state[unfit].isnan().sum())
-        raise InputError(
-            f"{where} holds weights that are NaN, {count} of {state[unfit].numel()} in {unfit}: take an earlier file, "
-            "of before the training diverged"
-        )
     model.load_state_dict(state, strict=False)
     return model
 

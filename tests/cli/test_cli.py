@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -50,6 +51,7 @@ def folder(tmp_path, monkeypatch):
     save_file(same.state_dict(), tmp_path / "same.safetensors")
     (tmp_path / "unreadable.py").write_text("def build(:")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    np.savez(tmp_path / "empty.npz", x=np.zeros((0, 32, 32, 3), dtype=np.uint8), y=np.zeros(0, dtype=int))
     (tmp_path / "mixed" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 7)).save(tmp_path / "mixed" / "a" / "1.png")
     monkeypatch.chdir(tmp_path)
@@ -103,7 +105,11 @@ def test_a_network_of_one_channel_gets_grey_images(folder):
         (("inspect", "own:ten", "--data", "shapes"), "has 10 classes, shapes has 16"),
         (("inspect", "own:build", "--data", "imagenet"), "no data set is called 'imagenet'"),
         (("inspect", "own:build", "--weights", "broken.safetensors"), "broken.safetensors"),
-        (("inspect", "own:build", "--weights", "missing.safetensors"), "missing.safetensors"),
+        (
+            ("inspect", "own:build", "--weights", "sama.safetensors"),
+            "there is no file sama.safetensors; the nearest: same.s",
+        ),
+        (("inspect", "own:build", "--data", "empty.npz"), "empty.npz holds no images"),
         (("zoo", "show", "resnet"), "the zoo has no 'resnet'"),
         (("zoo", "show", "cifar10-smal-at"), "the zoo has no 'cifar10-smal-at'; the nearest are cifar10-small-at, "),
         (("zoo", "show", "%"), "the zoo has no '%'; `lrc zoo list` has them all"),
