@@ -5,7 +5,7 @@ whatever its mode (so a network with batch norm in train mode is attacked with i
 was: modes, gradients, buffers, hooks. A search runs it with batch norm folded into the convolutions, where that can be
 done (`lrc.linearization.folding`); what ends an image's search is the answer of the network itself. An image's answer
 does not depend on its neighbours in the batch, save for the last bits of the network's own arithmetic (with
-`precision="bf16"` the last of its gradient's 8 bits); its random numbers depend on generator and image alone,
+`precision="bf16"` the last of 8 bits); its random numbers depend on generator and image alone,
 and no global generator is touched (`lrc.attacks.rng`). NaN or infinite logits count as fooled, and are reported by a
 `RuntimeWarning`. Images are float32 or float64; under `torch.autocast` the network runs in half precision, the attack
 does not.

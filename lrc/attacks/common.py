@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lrc.attacks.losses import Loss, fooled
+from lrc.attacks.losses import Loss, fooled, margin
 from lrc.attacks.precision import HALF, HalfBackward, check_precision
 from lrc.linearization.folding import Folding, folding
 from lrc.utils.checks import (
@@ -26,6 +26,9 @@ from lrc.utils.errors import InputError
 from lrc.utils.networks import Asked, compiled, modules, untouched
 from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage, Pixels
 
+ROUGH = 2**-5
+"""Of the largest logit: by so much bfloat16 may move the lead of a class."""
+
 
 class Victim(nn.Module):
     """The model under attack: images to logits in at least float32, with an eye on what comes out.
@@ -36,12 +39,20 @@ class Victim(nn.Module):
         model: images to logits (n, classes).
         highest: the largest label that there is.
         fast: its faster form, if it has one now.
-        bf16: gradients are in bfloat16.
+        bf16: gradients are in bfloat16, and by `half`, where that is on, also the logits of `search`.
     """
 
-    def __init__(self, model: nn.Module, *, highest: int, fast: Folding | None = None, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        highest: int,
+        fast: Folding | None = None,
+        bf16: bool = False,
+        half: HalfBackward | None = None,
+    ) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, self.half = bf16, half
         self.model, self.highest, self.fast = model, highest, fast or Folding([])
         self.asked = Asked(model)
         self.finite: Tensor | None = None
@@ -66,6 +77,20 @@ class Victim(nn.Module):
         return self(x)
 
     @torch.no_grad()
+    def search(self, x: Pixels, y: Labels, *, best: PerImage) -> tuple[PerImage, Mask]:
+        """By how much a wrong class leads, as exact as was asked for, and which images fool the model itself.
+
+        In bfloat16 the model is asked again where the lead is the best so far, and above 0 but for rounding.
+        """
+        if self.half is None:
+            z = self(x)
+            return margin(z, y), self.confirmed(fooled(z, y), x, y)
+        with self.half.rough(x.device):
+            z = self(x)
+        lead = margin(z, y)
+        return lead, self._asked(~((lead < -ROUGH * z.abs().amax(1)) | (lead <= best)), x, y)
+
+    @torch.no_grad()
     def verdict(self, x: Pixels) -> Logits:
         """Logits of the model itself; where the search is in bfloat16, those in float32 for certain."""
         exact = torch.autocast(x.device.type, enabled=False) if self.bf16 else nullcontext()
@@ -74,10 +99,13 @@ class Victim(nn.Module):
 
     def confirmed(self, hit: Mask, x: Pixels, y: Goals) -> Mask:
         """Those of the images with a hit that fool the model itself."""
-        if not self.fast or not hit.any():
-            return hit
-        sure = hit.clone()
-        sure[hit] = fooled(self.verdict(x[hit]), y[hit])
+        return self._asked(hit, x, y) if self.fast else hit
+
+    def _asked(self, which: Mask, x: Pixels, y: Goals) -> Mask:
+        """Those of the images with a mark that fool the model itself."""
+        sure = which.clone()
+        if which.any():
+            sure[which] = fooled(self.verdict(x[which]), y[which])
         return sure
 
 
@@ -122,8 +150,9 @@ def attacked(
         if x.dim() == 4 and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         highest, fast = int(labels.amax()) if len(labels) else 0, folding(model, x)
-        victim = Victim(model, highest=highest, fast=fast, bf16=half)
-        with fast.folded(), HalfBackward() if half and not any(map(compiled, modules(model))) else nullcontext():
+        mode = HalfBackward() if half and not any(map(compiled, modules(model))) else None
+        victim = Victim(model, highest=highest, fast=fast, bf16=half, half=mode)
+        with fast.folded(), mode or nullcontext():
             yield victim, x, labels
     if victim.finite is not None and not victim.finite:
         warnings.warn(

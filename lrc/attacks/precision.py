@@ -1,5 +1,7 @@
-"""Gradients in bfloat16, of a network that is run in float32."""
+"""Searching in bfloat16: gradients of a network that is run in float32, and logits that only guide a search."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, no_type_check
 
 import torch
@@ -27,9 +29,26 @@ class HalfBackward(TorchFunctionMode):
     image is fooled, how far a boundary is) does not know of the rounding. Weights must be frozen.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._rough = False
+
+    @contextmanager
+    def rough(self, device: torch.device) -> Iterator[None]:
+        """Values in bfloat16 meanwhile too, but for layers on vectors: logits of eight bits would hide small steps."""
+        self._rough = True
+        try:
+            with torch.autocast(device.type, HALF):
+                yield
+        finally:
+            self._rough = False
+
     @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._rough and func is torch.nn.functional.linear and args[0].dim() == 2:  # the last layer, of features
+            with torch.autocast(args[0].device.type, enabled=False):
+                return func(args[0].float(), *args[1:], **kwargs)
         if func in (torch.conv2d, torch.nn.functional.linear) and len(args) > 1 and _applies(*args[:2]):
             if func is not torch.conv2d:
                 return _Linear.apply(*args, *kwargs.values())

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
 from lrc.attacks.common import Rows, attacked, laid_out_like, until_fooled
-from lrc.attacks.losses import fooled, margin
 from lrc.attacks.rng import image_keys, signs, uniform
 from lrc.attacks.threat_model import Ball, ball, norms, spread
 from lrc.utils.checks import check_number, check_whole
@@ -43,6 +42,8 @@ def square(
         share: of the pixels that the first squares cover (p of the paper), in (0, 1]; see `side`.
         horizon: number of queries over which the squares shrink to the smallest; `queries` by default. AutoAttack stops
             after 5,000 of 10,000.
+        precision: "bf16" runs the network in bfloat16 for the margins that the search goes by; it is asked itself, in
+            float32, whether an image fools it.
 
     Returns:
         For each image the first point found that fools the model, else that of the largest margin; x itself where
@@ -65,8 +66,8 @@ def square(
                 numbers = uniform(s.keys, (BLOCK, 5 + images.shape[1]), draw=1 + query // BLOCK)
                 s = replace(s, numbers=numbers)
             z = _first(s) if query == 0 else _propose(s, query, share=share_at(query, horizon or queries, share=share))
-            logits = victim.logits(z)
-            hit, loss = victim.confirmed(fooled(logits, s.y), z, s.y), margin(logits, s.y).to(s.loss.dtype)
+            lead, hit = victim.search(z, s.y, best=s.loss)
+            loss = lead.to(s.loss.dtype)
             better = hit | (loss > s.loss)
             s = replace(s, z=torch.where(spread(better, z), z, s.z), loss=torch.where(better, loss, s.loss))
             return s, s.z, hit

@@ -83,7 +83,9 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="File for the report, as JSON.")] = None,
     surrogate: Annotated[str, typer.Option(help="Another network, to transfer examples from.")] = "",
     masking: Annotated[bool, typer.Option(help="Look for signs of gradient masking.")] = True,
-    precision: Annotated[str, typer.Option(help="Of the gradients in the search: float32 or bf16.")] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="Of the search: float32 or bf16. Verdicts are in float32.")
+    ] = "float32",
     device: Device = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print accuracies alone, a line each.")] = False,
 ) -> None:

@@ -74,7 +74,7 @@ def evaluate(
         masking: look for signs of masking (`lrc.evaluation.masking_flags`) too.
         surrogate: another network for the same classes, from which examples are transferred when looking for them.
         progress: show a progress bar for each attack, or part of one.
-        precision: of the gradients in the search, "float32" or "bf16", for each of the attacks that has that option;
+        precision: of the search, "float32" or "bf16", for each of the attacks that has that option;
             verdicts, and the look for masking, are in float32 always.
         fabric: processes, each of which attacks its share of the images: `lrc.utils.processes.join`. All call this
             function alike, and get one report; the first looks for signs of masking. How many there are changes no

@@ -9,8 +9,8 @@ from attacking import TwoClasses
 from torch import Generator, nn
 
 from lrc.attacks import apgd, autoattack, cw, fab, fgsm, linbp, mifgsm, nattack, nes, pgd, sgm, square
-from lrc.attacks.common import attacked, input_gradient
-from lrc.attacks.losses import cross_entropy, fooled
+from lrc.attacks.common import ROUGH, attacked, input_gradient
+from lrc.attacks.losses import cross_entropy, fooled, margin
 from lrc.attacks.precision import HalfBackward
 from lrc.attacks.threat_model import ball
 from lrc.models import resnet8
@@ -115,11 +115,40 @@ def test_verdicts_are_those_of_the_float32_network():
     model, x = resnet8(width=8, generator=Generator().manual_seed(0)).eval(), torch.rand(8, 3, 32, 32)
     with torch.no_grad():
         y = model(x).argmax(1)
-    parts = {"apgd": partial(apgd, steps=5), "fab": partial(fab, steps=3, targets=2)}
+    parts = {"square": partial(square, queries=9), "apgd": partial(apgd, steps=5), "fab": partial(fab, steps=3)}
     with torch.autocast("cpu", torch.bfloat16):  # whatever surrounds the call
         found = autoattack(model, x, y, eps=0.02, version=parts, precision="bf16")
     with torch.no_grad():
         assert torch.equal(found.fooled, fooled(model(found.x_adv), y)) and found.fooled.any()
+
+
+def test_logits_to_search_by_are_rounded_and_the_network_itself_is_asked_who_is_fooled():
+    model, x = resnet8(width=8, generator=Generator().manual_seed(0)).eval(), torch.rand(40, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(x)
+    y, least = exact.topk(2).indices[:, 1], torch.full((40,), -torch.inf)  # all are fooled, some of them hardly
+    with attacked(model, x, y, precision="bf16") as (victim, images, _):
+        rounded, hit = victim.search(images, y, best=least)
+        _, again = victim.search(images, y, best=rounded)
+    assert hit.all() and not again.any()  # what is no better than before is not asked about
+    lead = margin(exact, y)
+    off = (rounded - lead).abs()
+    assert 0 < off.max() < ROUGH * exact.abs().max()
+    assert not torch.equal(rounded, rounded.bfloat16().float())  # of eight bits they would hide small steps
+    with attacked(model, x, y) as (victim, images, _):
+        found, hit = victim.search(images, y, best=least)
+    assert hit.all() and torch.allclose(found, lead, atol=1e-5)
+
+
+def test_what_fools_only_after_rounding_is_no_hit():
+    """A lead that the right class has by less than bfloat16 tells: the network itself decides."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 2, bias=False))
+    model[0].weight.data, model[0].bias.data = torch.tensor([1.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0.001, 0.0])
+    model[2].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    x, y = torch.ones(1, 1, 1, 1), torch.tensor([0])
+    with attacked(model, x, y, precision="bf16") as (victim, images, labels):
+        lead, hit = victim.search(images, labels, best=torch.tensor([-torch.inf]))
+    assert lead >= 0 and not hit
 
 
 def test_neighbours_touch_a_gradient_in_bfloat16_by_rounding_at_most():
