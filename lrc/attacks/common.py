@@ -39,7 +39,7 @@ class Victim(nn.Module):
         model: images to logits (n, classes).
         highest: the largest label that there is.
         fast: its faster form, if it has one now.
-        bf16: gradients are in bfloat16, and by `half`, where that is on, also the logits of `search`.
+        bf16: gradients are in bfloat16, and by `rounding`, where that is on, also the logits of `search`.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Victim(nn.Module):
         highest: int,
         fast: Folding | None = None,
         bf16: bool = False,
-        half: HalfBackward | None = None,
+        rounding: HalfBackward | None = None,
     ) -> None:
         super().__init__()
-        self.bf16, self.half = bf16, half
+        self.bf16, self.rounding = bf16, rounding
         self.model, self.highest, self.fast = model, highest, fast or Folding([])
         self.asked = Asked(model)
         self.finite: Tensor | None = None
@@ -82,10 +82,10 @@ class Victim(nn.Module):
 
         In bfloat16 the model is asked again where the lead is the best so far, and above 0 but for rounding.
         """
-        if self.half is None:
+        if self.rounding is None:
             z = self(x)
             return margin(z, y), self.confirmed(fooled(z, y), x, y)
-        with self.half.rough(x.device):
+        with self.rounding.rough(x.device):
             z = self(x)
         lead = margin(z, y)
         return lead, self._asked(~((lead < -ROUGH * z.abs().amax(1)) | (lead <= best)), x, y)
@@ -151,7 +151,7 @@ def attacked(
             x = x.contiguous(memory_format=torch.channels_last)
         highest, fast = int(labels.amax()) if len(labels) else 0, folding(model, x)
         mode = HalfBackward() if half and not any(map(compiled, modules(model))) else None
-        victim = Victim(model, highest=highest, fast=fast, bf16=half, half=mode)
+        victim = Victim(model, highest=highest, fast=fast, bf16=half, rounding=mode)
         with fast.folded(), mode or nullcontext():
             yield victim, x, labels
     if victim.finite is not None and not victim.finite:
