@@ -19,7 +19,8 @@ def study(
     ),
     jobs: Annotated[int, typer.Option(min=0, help="Rows at a time; 0 for one a core, or one on an accelerator.")] = 0,
     scheduler: Annotated[
-        str | None, typer.Option(help="Make the rows on the workers of a Dask cluster: tcp://HOST:8786.")
+        str | None,
+        typer.Option(help="Let the workers of a Dask cluster make the rows: tcp://HOST:8786. Each has --work."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are, and train nothing.")] = False,
 ) -> None:
@@ -37,6 +38,7 @@ def study(
         return
     if not wanted:
         print("all of it is recorded: name a single row to measure it anew")
+        return
     failed = 0
     for row, error in studies.make_all(wanted, work=work, jobs=jobs, scheduler=scheduler):
         if error is None:

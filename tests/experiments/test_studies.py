@@ -610,8 +610,8 @@ def test_workers_make_rows_and_this_process_records_them(place, small, capsys, m
 
 def test_a_machine_that_would_make_another_row_says_in_what(place, small, monkeypatch):
     row = studies.row(small[0])
-    expected = records.asked(row)
-    assert records.asked(row) == expected
+    (expected,) = records.asked([row])
+    assert records.asked([row, row]) == [expected, expected]
     monkeypatch.setattr(fitting, "fit", refuse)
     make = partial(tables._made, (row, expected), work=place / "work")
     wanted = zoo.recipe(row.recipe)

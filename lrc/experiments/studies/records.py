@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,13 @@ def _made_by(wanted: Row) -> Figures:
     return {"recipe": identity(_recipe(wanted))} | options(wanted)
 
 
-def asked(wanted: Row) -> Figures:
-    """All that the figures of a row depend on, the images too. Raises InputError: they are not to be had."""
-    data = [part.digest() for part in fitting.split_images(_recipe(wanted))]
-    return _made_by(wanted) | {"version": store.VERSION, "data": data}
+def asked(wanted: Sequence[Row]) -> list[Figures]:
+    """All that the figures of each row depend on, the images too. Raises InputError: they are not to be had."""
+    digests: dict[str, list[str]] = {}  # of what rows have in common but once
+    for made in map(_recipe, wanted):
+        if str(made.data) not in digests:
+            digests[str(made.data)] = [part.digest() for part in fitting.split_images(made)]
+    return [_made_by(e) | {"version": store.VERSION, "data": digests[str(_recipe(e).data)]} for e in wanted]
 
 
 def _alike(made_by: Figures) -> Figures:

@@ -127,7 +127,7 @@ def make_all(
     """
     for study in {each.study for each in wanted}:
         check(study)
-    orders = [(each, asked(each) if scheduler else None) for each in wanted]
+    orders = [*zip(wanted, asked(wanted) if scheduler else [None] * len(wanted), strict=True)]
     with side_by_side(partial(_made, work=Path(work)), orders, jobs=jobs, scheduler=scheduler) as results:
         for (each, _), result in results:
             error = None
@@ -141,7 +141,7 @@ def make_all(
 def _made(order: tuple[Row, Figures | None], *, work: Path, progress: bool = False) -> Figures:
     """What is recorded of a row: figures, seconds, versions. The order has what `asked` gives where it was given."""
     wanted, expected = order
-    if expected is not None and (other := differences(asked(wanted), expected)):
+    if expected is not None and (other := differences(asked([wanted])[0], expected)):
         raise InputError(
             f"this machine would make another row, which differs in {', '.join(other)}: "
             "give it the same release of lrc, and the same files of images"
