@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from lrc.linearization import linear_map, linearize, mean_local_map
 from lrc.linearization.surgery import Change
 from lrc.utils.checks import check_choice, check_whole
 from lrc.utils.errors import InputError
+from lrc.utils.networks import untouched
 from lrc.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ PIXELS = 400_000  # in a batch: 250 images of CIFAR, and seven of 224 x 224, who
 MANY = 50_000_000  # numbers in a map: 200 MB in float32
 DRAWS = 5  # of random weights, where maps are cheap
 PAIRS = 50_000_000  # of classes, over all permutations of the partial test
+LOG_SOFTMAX: tuple[Any, ...] = (nn.LogSoftmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax)
 NAMES = {"W": "linear sub-network W", "local": "mean local map", "means": "mean images (no network)"}
 """What each map is called on pages, by its name in files and options."""
 
@@ -302,13 +305,27 @@ def _groups(hierarchy: Hierarchy | None) -> tuple[tuple[str, ...], tuple[tuple[i
 
 
 def _linear(model: nn.Module, shape: tuple[int, ...], notes: list[str]) -> tuple[Tensor | None, tuple[Change, ...]]:
-    """W and what was taken out for it, or None and a note that says why there is none."""
-    try:
-        linear: Any = linearize(model, input_shape=shape)
-        return linear_map(linear, shape).cpu(), linear.report.changes
-    except InputError as error:
-        notes.append(f"the linear sub-network cannot be had: {error}")
-        return None, ()
+    """W and what was taken out for it, or None and a note that says why there is none.
+
+    A log-softmax at the end is taken out too: it shifts all logits of an image alike, and C is centred over classes.
+    """
+    last = [None, *LOG_SOFTMAX] if _log_probabilities(model, shape) else [None]
+    said = ""
+    for operation in last:
+        try:
+            linear: Any = linearize(model, input_shape=shape, rules=operation and {operation: "identity"})
+            return linear_map(linear, shape).cpu(), linear.report.changes
+        except InputError as error:
+            said = said or f"the linear sub-network cannot be had: {error}"
+    notes.append(said)
+    return None, ()
+
+
+@torch.no_grad()
+def _log_probabilities(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    with untouched(model):
+        return bool(torch.allclose(model(x).exp().sum(1), torch.ones(2, device=x.device), atol=1e-4))
 
 
 def _mean_local_map(model: nn.Module, some: Images, notes: list[str]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lrc import Images, InputError, cli
 from lrc.cli.commands import _enough
 from lrc.cli.inspection import _few
 from lrc.hierarchy import CIFAR10, Hierarchy
-from lrc.inspection import class_means, compare, inspect, verdict
+from lrc.inspection import class_means, compare, inspect, maps, verdict
 from lrc.inspection.page import matrix, page, png, reference, sheet
 from lrc.inspection.verdict import LARGEST, LOCAL_CONTRAST, reference_applies
 
@@ -106,6 +107,29 @@ def test_a_network_that_cannot_be_linearized_is_inspected_all_the_same(data):
     found = inspect(Squared(cues()[0], scale=0.1), data, masking=False, local=10)
     assert found.W is None and any("linear sub-network cannot be had" in note for note in found.notes)
     assert "mean local map" in found.to_html()
+
+
+class Then(nn.Module):
+    """A network and what is done to its logits."""
+
+    def __init__(self, net: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [nn.LogSoftmax(1), lambda z: nn.functional.log_softmax(z, dim=1), lambda z: torch.log_softmax(z, 1),
+     lambda z: z.log_softmax(1)],
+)  # fmt: skip
+def test_log_probabilities_have_the_maps_of_their_logits(data, last):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    found, expected = (maps(model, data.subset(20)) for model in (Then(net, last), net))
+    assert all(torch.allclose(found.maps[name].C, expected.maps[name].C, atol=1e-5) for name in expected.maps)
+    assert len(expected.maps) == 3 and not found.notes
 
 
 def test_two_classes_of_one_name_do_not_hide_each_other(data):
