@@ -231,16 +231,20 @@ def measured(
     some = images.subset(
         min(len(images), max(LEAST, min(local, WORK // (len(images.classes) * max(shape[-1] ** 2, 1024)))))
     )
-    J = _mean_local_map(model, some, said) if "local" in only or groups == "found" else None
+    J = _mean_local_map(model, some, said) if groups == "found" else None
     names, members = _groups(images.hierarchy if tested else None)
     if groups == "found" and J is not None and _directed(J):
         members = tuple(map(tuple, cut(tree(class_correlation(J, centre=True)), 2)))
         names = tuple(f"cluster {i + 1}" for i in range(len(members)))
     M = class_means(images) if "means" in only else None
     means = _clusters(M, members, tested=tested, given=None)
+    directed = {"class means": M is None or _directed(M)}
+    del M  # a gigabyte, where classes and pixels are many: only one map is there at a time
+    if groups != "found" and "local" in only:
+        J = _mean_local_map(model, some, said)
     jacobian = _clusters(J, members, tested=tested, given=means) if "local" in only else None
-    directed = {"mean local map": J is None or _directed(J), "class means": M is None or _directed(M)}
-    del J, M  # gigabytes, where classes and pixels are many
+    directed = {"mean local map": J is None or _directed(J)} | directed
+    del J
     W, changes = _linear(model, shape, said) if "W" in only else (None, ())
     linear = _clusters(W, members, tested=tested, given=means)
     directed = {"linear sub-network": W is None or _directed(W)} | directed
