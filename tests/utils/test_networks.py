@@ -112,7 +112,7 @@ class Flat(nn.Module):
         return self.fc(self.flat(torch.relu(self.stem(x))))
 
 
-@pytest.mark.parametrize("call", set(CALLS) - {"linearize"})
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"linearize"}))
 def test_a_network_that_views_its_images_as_rows_is_run_too(call):
     viewing, other = Flat(lambda x: x.view(len(x), -1)), Flat(lambda x: x.flatten(1))
     other.load_state_dict(viewing.state_dict())
