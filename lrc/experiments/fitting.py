@@ -177,7 +177,9 @@ def restore(wanted: Recipe, weights: Path) -> nn.Module:
     Raises:
         InputError: as `lrc.experiments.store.fill`.
     """
-    return store.fill(untrained(wanted), weights).to(memory_format=torch.channels_last).eval()
+    network = store.fill(untrained(wanted), weights).eval()
+    own = ":" in wanted.network.name  # code such as `x.view(n, -1)` would fail on what such weights give
+    return network if own else network.to(memory_format=torch.channels_last)
 
 
 def objective(wanted: Recipe, hierarchy: Hierarchy | None) -> Objective:

@@ -19,6 +19,7 @@ from lrc.utils.checks import check_function, check_network, check_number, check_
 from lrc.utils.errors import InputError
 from lrc.utils.files import locked
 from lrc.utils.hashes import described
+from lrc.utils.networks import Asked, untouched
 from lrc.utils.processes import Fabric, join
 
 
@@ -113,9 +114,10 @@ def train(
     )  # fmt: skip
     if tensorboard and out is None:
         raise InputError("the log for TensorBoard needs a folder: give out")
-    model.to(fabric.device).to(memory_format=torch.channels_last)
+    model.to(fabric.device).to(memory_format=torch.contiguous_format)
     for images in (data, *([] if validation is None else [validation])):
         _check_data(model, images, like=data)
+    layout = _layout(model, data)
     sgd = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     state, folder = State(model, sgd), Path(out) if out is not None and fabric.is_global_zero else None
     arguments = {} if folder is None else {
@@ -136,6 +138,7 @@ def train(
         nullcontext() if folder is None else locked(folder),
         _memory_explained(batch_size, folder),
         synchronized_batch_norm(model, fabric),
+        _laid_out(model, layout),
         _compiled(model, on=compile),
     ):
         _resume(state, folder, arguments, fabric)
@@ -224,6 +227,28 @@ def _check_data(model: nn.Module, images: Any, *, like: Any) -> None:
         z = logits(model, images.subset(min(2, len(images))))
     if z.shape[1] <= images.y.amax():
         raise InputError(f"label {int(images.y.amax())} where the network has classes 0..{z.shape[1] - 1}")
+
+
+def _layout(model: nn.Module, data: Images) -> torch.memory_format:
+    """Channels-last, in which convolutions are fastest, or contiguous where the network's own code fails on that."""
+    asked, device = Asked(model), device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), untouched(model):
+        asked(data.float(torch.arange(min(2, len(data)))).to(device))
+    return torch.channels_last if asked.layout is torch.preserve_format else asked.layout
+
+
+@contextmanager
+def _laid_out(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
+    """The network's weights and its images in that memory format."""
+    model.to(memory_format=layout)
+    if layout is torch.channels_last:
+        yield
+        return
+    hook = model.register_forward_pre_hook(lambda _, given: tuple(x.contiguous() for x in given))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

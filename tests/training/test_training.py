@@ -66,6 +66,31 @@ def test_it_learns():
     assert not model.training
 
 
+@pytest.mark.parametrize("objective", [standard, partial(adversarial, eps=8 / 255, steps=2)])
+def test_a_network_that_views_its_images_as_rows_learns_the_same(objective):
+    """The usual `x.view(len(x), -1)`, which fails where convolutions get channels-last images or weights."""
+    data, found = coloured(), []
+    for flat in (lambda x: x.view(len(x), -1), lambda x: x.contiguous().view(len(x), -1)):
+        torch.manual_seed(0)
+        model = Flat(flat, len(data.classes), data.x.shape[1:])
+        train(model, data, objective, epochs=2, batch_size=16, validation=data.subset(16))
+        assert not model._forward_pre_hooks
+        found.append(model.state_dict())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-4)
+
+
+class Flat(nn.Module):
+    def __init__(self, flat, classes, shape):
+        super().__init__()
+        channels, height, width = shape
+        self.stem, self.flat = nn.Conv2d(channels, 4, 3), flat
+        self.fc = nn.Linear(4 * (height - 2) * (width - 2), classes)
+
+    def forward(self, x):
+        return self.fc(self.flat(torch.relu(self.stem(x))))
+
+
 def test_same_seed_same_weights_and_nothing_global_is_seeded():
     models = []
     for global_seed in (1, 2):
