@@ -1,5 +1,6 @@
 """Running a user's network: on loan, in eval mode, and left as it was."""
 
+import re
 import sys
 import warnings
 from collections import OrderedDict
@@ -127,6 +128,10 @@ def _added(module: nn.Module) -> list[Any]:
     return [value for name, value in vars(module).items() if name not in OWN]
 
 
+LAYOUT = re.compile("view size|stride|contiguous|memory.format")
+"""In what PyTorch says where code does not go with the memory format."""
+
+
 class Asked:
     """A network as a function of images, in their memory format or, where it fails on that, contiguous.
 
@@ -140,8 +145,8 @@ class Asked:
         """What the network gives for a copy of the images, as it may write into what it is given."""
         try:
             return self.model(x.clone(memory_format=self.layout))
-        except RuntimeError:
-            if self.layout is torch.contiguous_format or x.is_contiguous():
+        except RuntimeError as error:
+            if self.layout is torch.contiguous_format or x.is_contiguous() or not LAYOUT.search(str(error)):
                 raise
         self.layout = torch.contiguous_format
         return self(x)

@@ -20,6 +20,7 @@ from lrc.experiments.recipe import Objective, checked, identity
 from lrc.hierarchy import CIFAR10, CIFAR100
 from lrc.linearization import linear_map
 from lrc.training.objectives import named
+from lrc.utils.devices import device
 from lrc.utils.errors import InputError
 
 SHIPPED = [name for name in zoo.names() if zoo.recipe(name).shipped]
@@ -219,7 +220,7 @@ def test_make_keeps_w_and_its_correlations_of_what_is_not_to_be_shipped(tmp_path
         zoo.load(name)
 
     made = fitting.restore(zoo.recipe(name), tmp_path / "work" / name / "weights.safetensors")
-    W = linear_map(made.to(zoo.device())).cpu()
+    W = linear_map(made.to(device())).cpu()
     part = zoo.linear_part(name)
     assert part["W"].shape == (16, 3, 32, 32) and torch.allclose(part["W"], W, atol=1e-5)
     rows = W.flatten(1)
