@@ -301,7 +301,7 @@ def _head() -> Iterator[str]:
     yield "made this page. All that a table compares was called in turns in one process. A ratio is that of the times"
     yield "of one turn: the median, and from the smallest to the largest. The load is that of the machine, which others"
     yield "used too: below its number of threads a figure is worth most. The network is the small robust ResNet"
-    yield f"`{NETWORK}`. Ratios depend on the batch: of 16 images the same attacks take about as long as elsewhere.\n"
+    yield f"`{NETWORK}`. Ratios depend on the size of the batch, which\nthe titles say.\n"
 
 
 def _device(kind: str, parts: dict[str, Any]) -> Iterator[str]:

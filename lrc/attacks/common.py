@@ -27,7 +27,7 @@ from lrc.utils.networks import Asked, compiled, modules, untouched
 from lrc.utils.tensors import Goals, Labels, Logits, Mask, PerImage, Pixels
 
 ROUGH = 2**-5
-"""Of the largest logit: by so much bfloat16 may move the lead of a class."""
+"""Of the largest logit: by more than this bfloat16 seldom moves the lead of a class."""
 
 
 class Victim(nn.Module):
@@ -88,7 +88,7 @@ class Victim(nn.Module):
         with self.rounding.rough(x.device):
             z = self(x)
         lead = margin(z, y)
-        return lead, self._asked(~((lead < -ROUGH * z.abs().amax(1)) | (lead <= best)), x, y)
+        return lead, self._fooling(~((lead < -ROUGH * z.abs().amax(1)) | (lead <= best)), x, y)
 
     @torch.no_grad()
     def verdict(self, x: Pixels) -> Logits:
@@ -99,9 +99,9 @@ class Victim(nn.Module):
 
     def confirmed(self, hit: Mask, x: Pixels, y: Goals) -> Mask:
         """Those of the images with a hit that fool the model itself."""
-        return self._asked(hit, x, y) if self.fast else hit
+        return self._fooling(hit, x, y) if self.fast else hit
 
-    def _asked(self, which: Mask, x: Pixels, y: Goals) -> Mask:
+    def _fooling(self, which: Mask, x: Pixels, y: Goals) -> Mask:
         """Those of the images with a mark that fool the model itself."""
         sure = which.clone()
         if which.any():
